@@ -1,0 +1,93 @@
+"""Which implementation serves a call of `scan2d`: the one place where a backend is chosen.
+
+A backend is a module with
+
+    DEVICES                                        device types it serves, None for every device
+    unavailable() -> str | None                    why it cannot run on this machine, None if it can
+    rejects(x, d_state, dt_rank) -> str | None     why it does not serve this call, None if it does
+    forward(x, proj, dt_weight, dt_bias, A, D, routes) -> (y, carry)
+    backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes)
+        -> (grad_x, grad_proj, grad_dt_weight, grad_dt_bias, grad_A, grad_D or None)
+
+with the shapes and dtypes of `ganglion.ops.scan2d`. Backends compute the same function; they differ in speed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+
+from torch import Tensor
+
+from ..errors import unknown
+from . import cpu, triton, vectorized
+
+#: From fast to slow; the first that is available and accepts the call serves it.
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "torch": vectorized}
+
+ENV = "GANGLION_BACKEND"
+_CHOICES = ("auto", *BACKENDS, *(f"no-{name}" for name in BACKENDS))
+
+
+class BackendError(RuntimeError):
+    """A backend was forced, or all were forbidden, and the call cannot be served."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendStatus:
+    """One row of `backends()`: `reason` says why a backend is not available, empty if it is."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+def backends() -> list[BackendStatus]:
+    """Every backend of the scan from fast to slow, available or why not."""
+    found = {name: module.unavailable() for name, module in BACKENDS.items()}
+    return [BackendStatus(name=n, available=why is None, reason=why or "") for n, why in found.items()]
+
+
+def choose(x: Tensor, d_state: int, dt_rank: int, request: str = "auto") -> ModuleType:
+    """The backend for this call.
+
+    request: "auto", a backend's name to force it, or "no-<name>" to forbid one. "auto" gives way to the
+    environment variable GANGLION_BACKEND, which takes the same values.
+
+    Raises ValueError for an unknown request and BackendError if no permitted backend serves the call.
+    """
+    source = "backend"
+    if request == "auto":
+        request, source = os.environ.get(ENV, "auto"), ENV
+    if request not in _CHOICES:
+        raise ValueError(f"{source}: " + unknown("backend", request, _CHOICES))
+    forced = request in BACKENDS
+    refusals: dict[str, str] = {}
+    for name, module in BACKENDS.items():
+        if request == f"no-{name}" or (forced and name != request):
+            continue
+        if module.DEVICES is not None and x.device.type not in module.DEVICES:
+            if forced:
+                refusals[name] = f"it serves {', '.join(module.DEVICES)} tensors"
+            continue
+        why = module.unavailable() or module.rejects(x, d_state, dt_rank)
+        if why is None:
+            for refused, reason in refusals.items():
+                _announce(name, refused, reason)
+            return module
+        refusals[name] = why
+    told = "; ".join(f"{name}: {why}" for name, why in refusals.items()) or "none is permitted"
+    raise BackendError(f"no backend serves scan2d on {x.device} with {source}={request!r} ({told})")
+
+
+@functools.cache
+def _announce(served: str, refused: str, reason: str) -> None:
+    warnings.warn(
+        f"ganglion: scan2d runs on the slower backend {served!r} because of {refused!r}: {reason}. "
+        f"Set {ENV}={refused} to make this an error.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,78 @@
+"""The selective recurrence without a Python loop over positions, forward and backward, on any device.
+
+h_t = a_t * h_{t-1} + b_t is solved by halving: neighbours are combined into a recurrence of half the length, that
+one is solved, and the positions between are filled in. Work and memory are linear in the length. Nothing is divided,
+so a decay that underflows to zero is as exact as any other.
+
+Shape letters: B batch, L positions, D channels, N d_state.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def linear_recurrence(a: Tensor, b: Tensor) -> Tensor:
+    """h with h_t = a_t * h_{t-1} + b_t along dim 1 and h_{-1} = 0; a, b: (B, L, ...) of one shape."""
+    length = b.shape[1]
+    if length <= 1:
+        return b
+    first, second, third = slice(0, length - 1, 2), slice(1, length, 2), slice(2, length, 2)
+    h_second = linear_recurrence(
+        a[:, first] * a[:, second], torch.addcmul(b[:, second], a[:, second], b[:, first])
+    )
+    h = torch.empty_like(b)
+    h[:, 0] = b[:, 0]
+    h[:, second] = h_second
+    h[:, third] = torch.addcmul(b[:, third], a[:, third], h_second[:, : (length - 1) // 2])
+    return h
+
+
+def forward(
+    x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, keep_L: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """y (B, L, D) and the states h (B, L, N, D). keep_L is 0 where the state restarts, else 1."""
+    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLN, keep_L)
+    h = linear_recurrence(a, b)
+    return (C_BLN[..., None] * h).sum(2), h
+
+
+def backward(
+    grad_y_BLD: Tensor,
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    keep_L: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B and C. The states are computed again."""
+    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLN, keep_L)
+    h = linear_recurrence(a, b)
+    grad_C = torch.einsum("bld,blnd->bln", grad_y_BLD, h)
+    # The adjoint state runs backwards: g_t = C_t * grad_y_t + a_{t+1} * g_{t+1}.
+    a_next = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], dim=1)
+    g = linear_recurrence(a_next.flip(1), (C_BLN[..., None] * grad_y_BLD[:, :, None]).flip(1)).flip(1)
+    grad_B = torch.einsum("blnd,bld->bln", g, dt_BLD * x_BLD)
+    grad_dtx = (g * B_BLN[..., None]).sum(2)
+    h_before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], dim=1)
+    grad_log_a = g * a * h_before
+    grad_A = torch.einsum("blnd,bld->dn", grad_log_a, dt_BLD)
+    grad_dt = torch.einsum("blnd,dn->bld", grad_log_a, A_DN) + grad_dtx * x_BLD
+    return grad_dtx * dt_BLD, grad_dt, grad_A, grad_B, grad_C
+
+
+def softplus_grad(v: Tensor) -> Tensor:
+    """Derivative of `torch.nn.functional.softplus`, which is the identity above 20."""
+    return torch.where(v > 20, torch.ones_like(v), torch.sigmoid(v))
+
+
+def _coefficients(
+    x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, keep_L: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """a and b of the recurrence, (B, L, N, D): A is discretised by zero-order hold, B by Euler's rule."""
+    a = torch.exp(dt_BLD[:, :, None] * A_DN.T)
+    if keep_L is not None:
+        a = a * keep_L[:, None, None]
+    return a, B_BLN[..., None] * (dt_BLD * x_BLD)[:, :, None]

@@ -1,0 +1,216 @@
+"""`scan2d`, the fused 2-D selective scan, as a `torch.library` operator.
+
+Routes are permutations of the pixels and the projections act on each pixel by itself, so they commute: the
+operator takes the features and their low-rank projections once, in pixel order, and walks them along every
+route. Neither permuted inputs nor step sizes nor per-route outputs need exist in memory.
+
+Shape letters: B batch, H W height and width, L = H * W, D channels, K routes, R dt_rank, N d_state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backends import choose
+from .routes import Route
+
+#: A forward pass records the state every CHUNK steps; backward starts from these records.
+CHUNK = 64
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def scan2d(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor | None = None,
+    *,
+    routes: Sequence[Route],
+    backend: str = "auto",
+) -> Tensor:
+    """Scan an image along every route and sum the results at each pixel.
+
+    Along route k, with dt_low, B and C the three parts of that route's slice of `proj` at the current pixel:
+
+        dt = softplus(dt_weight[k] @ dt_low + dt_bias[k])
+        h  = exp(dt * A[k]) * h + dt * B * x
+        y += <C, h> + D[k] * x
+
+    (VMamba, Liu et al. 2024, section 4.2; the published order of operations, with the pixel-wise projections
+    moved before the routes.)
+
+    x: (B, H, W, D), float32, bfloat16, float16 or float64.
+    proj: (B, H, W, K * (R + 2 * N)), x's dtype; per route dt (R), then B (N), then C (N).
+    dt_weight: (K, D, R). dt_bias: (K, D). A: (K, D, N), usually negative. D: (K, D) or None.
+        Of any floating dtype; used in float32, or float64 when x is float64.
+    routes: K routes, for example `PATTERNS["cross2d"]`.
+    backend: "auto", the name of a backend to force it, or "no-<name>" to forbid it (see `backends()`).
+
+    Returns (B, H, W, D) in x's dtype. The state is float32 (float64 for float64 inputs).
+
+    Raises ValueError for shapes that do not fit, TypeError for dtypes that are not served or differ, and
+    BackendError if a forced backend cannot serve the call.
+    """
+    if isinstance(routes, str):
+        raise TypeError(f"routes={routes!r}: expected a sequence of Route, use pattern({routes!r})")
+    work = torch.promote_types(x.dtype, torch.float32)
+    y, _ = _scan2d(
+        x,
+        proj,
+        dt_weight.to(work),
+        dt_bias.to(work),
+        A.to(work),
+        None if D is None else D.to(work),
+        [route.code for route in routes],
+        backend,
+    )
+    return y
+
+
+@torch.library.custom_op("ganglion::scan2d", mutates_args=())
+def _scan2d(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    routes: Sequence[int],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`scan2d` with routes as codes. Returns y and carry (B, K, ceil(L / CHUNK), N, D): the state of each walk
+    before every CHUNK-th step."""
+    check(x, proj, dt_weight, dt_bias, A, D, routes)
+    if x.numel() == 0:
+        return torch.empty_like(x), x.new_empty(_carry_shape(x, A), dtype=dt_weight.dtype)
+    module = choose(x, A.shape[2], dt_weight.shape[2], backend)
+    return module.forward(
+        x.contiguous(),
+        proj.contiguous(),
+        dt_weight.contiguous(),
+        dt_bias.contiguous(),
+        A.contiguous(),
+        None if D is None else D.contiguous(),
+        routes,
+    )
+
+
+@_scan2d.register_fake
+def _(x, proj, dt_weight, dt_bias, A, D, routes, backend):
+    check(x, proj, dt_weight, dt_bias, A, D, routes)
+    return x.new_empty(x.shape), x.new_empty(_carry_shape(x, A), dtype=dt_weight.dtype)
+
+
+@torch.library.custom_op("ganglion::scan2d_backward", mutates_args=())
+def _scan2d_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    carry: Tensor,
+    routes: Sequence[int],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, proj, dt_weight, dt_bias, A and D (empty if D is None)."""
+    if x.numel() == 0:
+        grads = [torch.zeros_like(t) for t in (x, proj, dt_weight, dt_bias, A)]
+        return (*grads, A.new_zeros(0 if D is None else D.shape))
+    module = choose(x, A.shape[2], dt_weight.shape[2], backend)
+    *grads, grad_D = module.backward(
+        grad_y.to(x.dtype).contiguous(),
+        x.contiguous(),
+        proj.contiguous(),
+        dt_weight.contiguous(),
+        dt_bias.contiguous(),
+        A.contiguous(),
+        None if D is None else D.contiguous(),
+        carry,
+        routes,
+    )
+    return (*grads, A.new_empty(0) if grad_D is None else grad_D)
+
+
+@_scan2d_backward.register_fake
+def _(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend):
+    grads = [t.new_empty(t.shape) for t in (x, proj, dt_weight, dt_bias, A)]
+    return (*grads, A.new_empty(0 if D is None else D.shape))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, routes, backend = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.routes, ctx.backend = routes, backend
+
+
+def _backward(ctx, grad_y, grad_carry):
+    *tensors, carry = ctx.saved_tensors
+    *grads, grad_D = _scan2d_backward(grad_y, *tensors, carry, ctx.routes, ctx.backend)
+    return (*grads, None if tensors[-1] is None else grad_D, None, None)
+
+
+_scan2d.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _carry_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
+    batch, height, width, channels = x.shape
+    return batch, A.shape[0], (height * width + CHUNK - 1) // CHUNK, A.shape[2], channels
+
+
+def check(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    routes: Sequence[int],
+) -> None:
+    """Raise ValueError or TypeError, naming the argument, unless the arguments of `scan2d` fit together."""
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, H, W, D)")
+    if dt_weight.ndim != 3 or A.ndim != 3:
+        raise ValueError(
+            f"dt_weight has shape {tuple(dt_weight.shape)}, A {tuple(A.shape)}: expected (K, D, R) and (K, D, N)"
+        )
+    for code in routes:
+        Route.from_code(code)
+    n_routes, channels = len(routes), x.shape[3]
+    rank, state = dt_weight.shape[2], A.shape[2]
+    if n_routes == 0:
+        raise ValueError("routes is empty: expected at least one Route")
+    if state < 1 or rank < 1:
+        raise ValueError(f"d_state {state} (A's last axis) and dt_rank {rank} (dt_weight's) must be at least 1")
+    expected = {
+        "proj": (proj, (*x.shape[:3], n_routes * (rank + 2 * state))),
+        "dt_weight": (dt_weight, (n_routes, channels, rank)),
+        "dt_bias": (dt_bias, (n_routes, channels)),
+        "A": (A, (n_routes, channels, state)),
+        "D": (D, (n_routes, channels)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: expected {shape} for x {tuple(x.shape)}, "
+                f"{n_routes} routes, dt_rank {rank}, d_state {state}"
+            )
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: move them to one device")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"x has dtype {x.dtype}: expected one of {', '.join(map(str, _FLOATS))}")
+    if proj.dtype != x.dtype:
+        raise TypeError(f"proj has dtype {proj.dtype}, x {x.dtype}: expected the same")
+    work = torch.promote_types(x.dtype, torch.float32)
+    for name, tensor in (("dt_weight", dt_weight), ("dt_bias", dt_bias), ("A", A), ("D", D)):
+        if tensor is not None and tensor.dtype != work:
+            raise TypeError(f"{name} has dtype {tensor.dtype}: expected {work} for x {x.dtype}")

@@ -1,0 +1,35 @@
+"""What every configuration dataclass checks about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import unknown
+
+
+def check_literals(config: Any) -> None:
+    """Raise ValueError, naming field, value and valid values, if a `Literal` field holds anything else."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        if get_origin(hint) is Literal and getattr(config, field.name) not in get_args(hint):
+            raise ValueError(
+                f"{type(config).__name__}.{field.name}: "
+                + unknown("value", getattr(config, field.name), map(str, get_args(hint)))
+            )
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ValueError, naming field and value, unless the fields are (sequences of) numbers above zero."""
+    for name in names:
+        value = getattr(config, name)
+        entries = value if isinstance(value, (tuple, list)) else (value,)
+        if not entries or any(isinstance(v, str) or v <= 0 for v in entries):
+            raise ValueError(f"{type(config).__name__}.{name} is {value!r}: expected values above zero")
+
+
+def override(config: Any, kwargs: dict[str, Any]) -> Any:
+    """`config` with the fields named in `kwargs` replaced; those entries are removed from `kwargs`."""
+    names = [f.name for f in dataclasses.fields(config) if f.name in kwargs]
+    return dataclasses.replace(config, **{name: kwargs.pop(name) for name in names})

@@ -1,0 +1,91 @@
+"""Norms, point-wise layers and activations on (B, C, H, W) maps in channels-last memory.
+
+For such a map the permutation to (B, H, W, C) is a view of contiguous memory, so linear layers and layer norms run on
+it as they would on tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+Norm = Literal["ln", "bn", "gn"]
+Act = Literal["silu", "gelu", "relu"]
+
+#: Activation modules by name.
+ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
+
+
+def make_norm(kind: Norm, channels: int, *, device=None, dtype=None) -> nn.Module:
+    """ "ln" LayerNorm over channels, "bn" BatchNorm, "gn" GroupNorm with one group (over C, H and W); eps 1e-5."""
+    if kind == "ln":
+        return LayerNorm2d(channels, eps=1e-5, device=device, dtype=dtype)
+    if kind == "bn":
+        return nn.BatchNorm2d(channels, device=device, dtype=dtype)
+    return nn.GroupNorm(1, channels, device=device, dtype=dtype)
+
+
+class Linear2d(nn.Linear):
+    """A linear layer over the channels of (B, C, H, W): a 1x1 convolution with a (out, in) weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class Projection(Linear2d):
+    """The input projection of a mixer in a normal layer: of all features it reads only the current one."""
+
+    def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, norm and, if asked for, an activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int,
+        padding: int,
+        norm: Norm,
+        bias: bool = True,
+        act: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias, **dd
+        )
+        self.norm = make_norm(norm, out_channels, **dd)
+        self.act = nn.GELU() if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class PatchMerging(nn.Module):
+    """Swin's downsampling: the four pixels of each 2x2 patch are concatenated, normalised and projected.
+
+    An odd side is padded with one row or column of zeros at its end. (B, C, H, W) -> (B, D, ceil(H/2), ceil(W/2)).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm = make_norm(norm, 4 * in_channels, **dd)
+        self.reduction = Linear2d(4 * in_channels, out_channels, bias=False, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        B, H, W, C = x.shape
+        # (B, H/2, row, W/2, column, C) -> patches ordered column first, as the published weights expect.
+        x = x.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5).reshape(B, H // 2, W // 2, 4 * C)
+        return self.reduction(self.norm(x.permute(0, 3, 1, 2)))

@@ -1,0 +1,66 @@
+"""The residual block of every network of both papers."""
+
+from __future__ import annotations
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Position encoding, mixer branch, channel-mixer branch (VMamba, Figure 3; SparX, Figure 2).
+
+        x = dpe(x);  x = ls1(x) + drop_path(mixer(norm1(x), earlier));  x = ls2(x) + drop_path(mlp(norm2(x)))
+
+    mixer: called with the normalised map and the earlier features that the layer reads; a mixer of a normal layer
+    ignores them. mlp: None for a block of one branch. dpe: dynamic position encoding, a residual depthwise
+    convolution, or None. layer_scale: SparX's per-channel affine map on the identity path.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mixer: nn.Module,
+        norm1: nn.Module,
+        mlp: nn.Module | None = None,
+        norm2: nn.Module | None = None,
+        dpe: bool = False,
+        layer_scale: bool = False,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.dpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if dpe else None
+        self.norm1 = norm1
+        self.mixer = mixer
+        self.ls1 = IdentityScale(dim, **dd) if layer_scale else nn.Identity()
+        self.norm2 = norm2
+        self.mlp = mlp
+        self.ls2 = IdentityScale(dim, **dd) if layer_scale and mlp is not None else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
+        """x: (B, C, H, W). earlier: features of earlier layers, each (B, C, H, W)."""
+        if self.dpe is not None:
+            x = x + self.dpe(x)
+        x = self.ls1(x) + self.drop_path(self.mixer(self.norm1(x), earlier))
+        if self.mlp is not None and self.norm2 is not None:
+            x = self.ls2(x) + self.drop_path(self.mlp(self.norm2(x)))
+        return x
+
+
+class IdentityScale(nn.Conv2d):
+    """A weight and a bias per channel, starting as the identity (SparX's LayerScale, on the skip path)."""
+
+    def __init__(self, dim: int, *, device=None, dtype=None):
+        super().__init__(dim, dim, 1, groups=dim, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)

@@ -1,0 +1,169 @@
+"""SS2D: the 2-D selective scan as a mixer (VMamba, section 4.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import Route, pattern
+from .basic import ACTS, Act, Linear2d, Projection, make_norm
+
+Scan = Literal["cross2d", "unidi", "bidi", "rot2d", "cascade2d", "ssm", "bi_ssm"]
+OutNorm = Literal["ln", "gn", "none", "dwconv3", "ln_dwconv3", "softmax", "sigmoid"]
+SSMInit = Literal["v0", "v1", "v2"]
+
+#: A cascade scan: lines of rows in both directions, then lines of columns in both directions.
+_CASCADE = (
+    Route(restart=True),
+    Route(flip_cols=True, restart=True),
+    Route(transpose=True, restart=True),
+    Route(transpose=True, flip_rows=True, restart=True),
+)
+
+
+class SpatialSoftmax(nn.Module):
+    """Softmax of every channel over the pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).softmax(-1).unflatten(2, x.shape[2:])
+
+
+def _make_out_norm(kind: OutNorm, channels: int, dd: dict) -> nn.Module:
+    if kind in ("ln", "gn"):
+        return make_norm(kind, channels, **dd)
+    conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, **dd) if "conv" in kind else None
+    if kind == "dwconv3":
+        return conv
+    if kind == "ln_dwconv3":
+        return nn.Sequential(make_norm("ln", channels, **dd), conv)
+    return {"none": nn.Identity, "softmax": SpatialSoftmax, "sigmoid": nn.Sigmoid}[kind]()
+
+
+class SS2D(nn.Module):
+    """Projection, depthwise convolution, activation, scan along K routes, norm, projection.
+
+    (B, dim, H, W) -> (B, dim, H, W), with D = int(ssm_ratio * dim) inner channels.
+
+    d_state: N, states per channel. dt_rank: R, rank of the step sizes, ceil(dim / 16) if None.
+    d_conv: kernel of the depthwise convolution, 0 for none. gate: multiply by act(z), z a second half of in_proj.
+    scan: a pattern of `ganglion.ops.PATTERNS`, or "cascade2d". bias: biases in the two projections.
+    in_proj: replaces the input projection; called with (x, earlier), returns D channels. It is how a ganglion layer
+        reads earlier features (SparX, section 3.1).
+    backend: of `ganglion.ops.scan2d`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 1,
+        ssm_ratio: float = 2.0,
+        dt_rank: int | None = None,
+        d_conv: int = 3,
+        conv_bias: bool = True,
+        gate: bool = False,
+        act: Act = "silu",
+        out_norm: OutNorm = "ln",
+        scan: Scan = "cross2d",
+        bias: bool = False,
+        ssm_init: SSMInit = "v0",
+        in_proj: nn.Module | None = None,
+        backend: str = "auto",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        inner = int(ssm_ratio * dim)
+        self.d_inner, self.d_state, self.dt_rank = inner, d_state, dt_rank or math.ceil(dim / 16)
+        self.gate, self.backend = gate, backend
+        self.cascade = scan == "cascade2d"
+        self.routes = [route.code for route in (_CASCADE if self.cascade else pattern(scan))]
+        n_routes = len(self.routes)
+
+        if in_proj is None:
+            in_proj = Projection(dim, inner * (2 if gate else 1), bias=bias, **dd)
+        self.in_proj = in_proj
+        self.conv = (
+            nn.Conv2d(inner, inner, d_conv, padding=(d_conv - 1) // 2, groups=inner, bias=conv_bias, **dd)
+            if d_conv > 0
+            else nn.Identity()
+        )
+        self.act = ACTS[act]()
+        self.x_proj_weight = nn.Parameter(torch.empty(n_routes, self.dt_rank + 2 * d_state, inner, **dd))
+        self.dt_projs_weight = nn.Parameter(torch.empty(n_routes, inner, self.dt_rank, **dd))
+        self.dt_projs_bias = nn.Parameter(torch.empty(n_routes, inner, **dd))
+        self.A_logs = nn.Parameter(torch.empty(n_routes * inner, d_state, **dd))
+        self.Ds = nn.Parameter(torch.empty(n_routes * inner, **dd))
+        self.out_norm = _make_out_norm(out_norm, inner, dd)
+        self.out_proj = Linear2d(inner, dim, bias=bias, **dd)
+        self.reset_scan_parameters(ssm_init)
+
+    def reset_scan_parameters(self, init: SSMInit = "v0") -> None:
+        """Initialise the parameters of the scan: "v0" as Mamba, "v1" and "v2" as VMamba's studies."""
+        nn.init.uniform_(self.x_proj_weight, -(self.d_inner**-0.5), self.d_inner**-0.5)
+        nn.init.ones_(self.Ds)
+        with torch.no_grad():
+            if init == "v0":
+                nn.init.uniform_(self.dt_projs_weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+                # dt is log-uniform in [1e-3, 0.1]; its bias is the inverse of softplus.
+                dt = torch.empty_like(self.dt_projs_bias, dtype=torch.float32)
+                dt = dt.uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(min=1e-4)
+                self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+                states = torch.arange(1, self.d_state + 1, device=self.A_logs.device, dtype=torch.float32)
+                self.A_logs.copy_(states.log().expand_as(self.A_logs))
+            elif init == "v1":
+                for p in (self.A_logs, self.dt_projs_weight, self.dt_projs_bias):
+                    p.normal_()
+                self.dt_projs_weight.mul_(0.1)
+                self.dt_projs_bias.mul_(0.1)
+            else:
+                self.A_logs.zero_()
+                self.dt_projs_weight.uniform_(0, 0.1)
+                self.dt_projs_bias.uniform_(0, 0.1)
+
+    def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
+        """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""
+        x = self.in_proj(x, earlier)
+        z = x
+        if self.gate:
+            x, z = x.chunk(2, dim=1)
+        x = self.act(self.conv(x)).permute(0, 2, 3, 1)
+        y = self._cascade_scan(x) if self.cascade else self._scan(x, 0, len(self.routes))
+        y = self.out_norm(y.permute(0, 3, 1, 2))
+        if self.gate:
+            y = y * self.act(z)
+        return self.out_proj(y)
+
+    def _scan(self, x: Tensor, first: int, last: int) -> Tensor:
+        """The sum of routes first .. last - 1 over x, (B, H, W, D)."""
+        n_routes = last - first
+        work = torch.float64 if x.dtype == torch.float64 else torch.float32
+        proj = F.linear(x, self.x_proj_weight[first:last].flatten(0, 1))
+        start, stop = first * self.d_inner, last * self.d_inner
+        A = -torch.exp(self.A_logs[start:stop].to(work))
+        y, _ = torch.ops.ganglion.scan2d(
+            x.to(proj.dtype),
+            proj,
+            self.dt_projs_weight[first:last].to(work),
+            self.dt_projs_bias[first:last].to(work),
+            A.view(n_routes, self.d_inner, self.d_state),
+            self.Ds[start:stop].to(work).view(n_routes, self.d_inner),
+            self.routes[first:last],
+            self.backend,
+        )
+        return y
+
+    def _cascade_scan(self, x: Tensor) -> Tensor:
+        """Rows, then columns, each in both directions and normalised first (VMamba, Table 5).
+
+        The published network adds the backward pass in the order of its own walk: it is not turned around.
+        """
+        x = F.layer_norm(x, [self.d_inner])
+        x = self._scan(x, 0, 1) + self._scan(x, 1, 2).flip(2)
+        x = F.layer_norm(x, [self.d_inner])
+        return self._scan(x, 2, 3) + self._scan(x, 3, 4).flip(1)

@@ -1,0 +1,58 @@
+"""From pixels to the first map, at a quarter of the image's size, and from one stage to the next."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .basic import ConvNorm, Norm, PatchMerging
+
+Downsample = Literal["merge", "conv2", "conv3"]
+
+
+class Stem(nn.Sequential):
+    """A chain of `ConvNorm`, whose output is (B, C, ceil(H/4), ceil(W/4)) in channels-last memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+def patch_stem(in_chans: int, dim: int, *, norm: Norm, device=None, dtype=None) -> Stem:
+    """One 4x4 convolution of stride 4 (VMamba's stem v1). Side n becomes n // 4."""
+    dd = {"device": device, "dtype": dtype}
+    return Stem(ConvNorm(in_chans, dim, 4, stride=4, padding=0, norm=norm, **dd))
+
+
+def conv_stem(
+    in_chans: int, dim: int, *, norm: Norm, bias: bool = True, extra: bool = False, device=None, dtype=None
+) -> Stem:
+    """Two 3x3 convolutions of stride 2, GELU between (VMamba's stem v2, SparX's v1).
+
+    extra: a third one of stride 1 in the middle (SparX's stem v2). Side n becomes ceil(n / 4).
+    """
+    dd = {"norm": norm, "bias": bias, "device": device, "dtype": dtype}
+    half = dim // 2
+    return Stem(
+        ConvNorm(in_chans, half, 3, stride=2, padding=1, act=True, **dd),
+        *([ConvNorm(half, half, 3, stride=1, padding=1, act=True, **dd)] if extra else []),
+        ConvNorm(half, dim, 3, stride=2, padding=1, **dd),
+    )
+
+
+def make_downsample(
+    kind: Downsample, in_dim: int, out_dim: int, *, norm: Norm, bias: bool = True, device=None, dtype=None
+) -> nn.Module:
+    """ "merge" Swin's patch merging, "conv2" a 2x2 and "conv3" a 3x3 convolution of stride 2 (VMamba's v1, v2, v3).
+
+    Side n becomes ceil(n / 2), with "conv2" n // 2.
+    """
+    dd = {"device": device, "dtype": dtype}
+    if kind == "merge":
+        return PatchMerging(in_dim, out_dim, norm=norm, **dd)
+    size, padding = (2, 0) if kind == "conv2" else (3, 1)
+    return ConvNorm(in_dim, out_dim, size, stride=2, padding=padding, norm=norm, bias=bias, **dd)

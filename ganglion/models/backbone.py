@@ -1,0 +1,212 @@
+"""The four-stage skeleton of every network and timm's model contract, written once.
+
+Notable: one stage loop serves all networks. What a layer reads of earlier layers is a value, a `Plan`; VMamba is the
+plan in which nothing is read. Features that no later layer reads are dropped at once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import ClassifierHead, get_device_dtype
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint
+from torch import Tensor, nn
+
+from .connections import STAGE_INPUT, Plan
+
+
+class Stage(nn.Module):
+    """Downsampling, then the blocks, each of which reads the earlier features that the plan names."""
+
+    # TorchScript cannot infer the type of an empty list, and reads annotations only where they are not strings.
+    _reads: list[list[int]]
+    _frees: list[list[int]]
+
+    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module], plan: Plan):
+        super().__init__()
+        if len(blocks) != plan.depth:
+            raise ValueError(f"{len(blocks)} blocks for a plan of depth {plan.depth}")
+        self.downsample = downsample if downsample is not None else nn.Identity()
+        self.blocks = nn.ModuleList(blocks)
+        self.plan = plan
+        self.grad_checkpointing = False
+        self._reads = [list(read) for read in plan.reads]
+        self._frees = [list(freed) for freed in plan.frees]
+        self._keeps = [plan.keeps(i) for i in range(plan.depth)]
+        self._keeps_input = plan.keeps(STAGE_INPUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the output of the last block, (B, D, ceil(H/2), ceil(W/2)) if the stage downsamples."""
+        x = self.downsample(x)
+        kept: dict[int, Tensor] = {}
+        if self._keeps_input:
+            kept[-1] = x
+        for i, block in enumerate(self.blocks):
+            earlier = [kept[j] for j in self._reads[i]]
+            for j in self._frees[i]:
+                kept.pop(j)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, earlier)
+            else:
+                x = block(x, earlier)
+            if self._keeps[i]:
+                kept[i] = x
+        return x
+
+
+class PositionEmbedding(nn.Module):
+    """A learned map added to the features, resized to their size (VMamba's `posembed`)."""
+
+    def __init__(self, channels: int, size: tuple[int, int], *, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, channels, *size, device=device, dtype=dtype))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embed = self.weight
+        if embed.shape[2:] != x.shape[2:]:
+            embed = F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
+        return x + embed
+
+
+class Backbone(nn.Module):
+    """Stem, stages, norm, pooling head: timm's model contract over any stages.
+
+    Images (B, in_chans, H, W) of any size become logits (B, num_classes), or a pyramid of maps at strides 4, 8, 16, 32
+    through `forward_intermediates` and timm's `features_only=True`.
+
+    out_norms: one norm per stage, applied to every map of the pyramid but not to what the next stage receives: the
+        form in which both papers attach detection and segmentation heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        stem: nn.Module,
+        stages: Sequence[Stage],
+        dims: Sequence[int],
+        norm: nn.Module,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        pos_embed: PositionEmbedding | None = None,
+        out_norms: Sequence[nn.Module] | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.grad_checkpointing = False
+        self.stem = stem
+        self.pos_embed = pos_embed if pos_embed is not None else nn.Identity()
+        self.stages = nn.Sequential(*stages)
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
+        self.norm = norm
+        self.head = ClassifierHead(
+            dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
+        )
+        self.out_norms = nn.ModuleList(out_norms if out_norms is not None else [])
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay besides one-dimensional ones, as published."""
+        return {name for name, _ in self.named_parameters() if name.startswith("pos_embed")}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Layer groups, for layer-wise learning-rate decay."""
+        return {
+            "stem": r"^stem|^pos_embed",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+            + [(r"^norm|^out_norms", (99999,))],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc
+
+    def reset_classifier(
+        self, num_classes: int, global_pool: str | None = None, reset_other: bool = False
+    ) -> None:
+        """Replace the last linear layer: 0 classes for none. `reset_other` also removes the final norm."""
+        self.num_classes = num_classes
+        if reset_other:
+            self.norm = nn.Identity()
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The output of the last block of each stage in `indices` (all if None, the last n if an int).
+
+        norm: apply the final norm to the last map. Models with `out_norms` normalise every map in any case.
+        stop_early: leave out stages after the last one asked for. output_fmt: "NCHW" or "NHWC".
+        Returns the maps, preceded by the final features unless `intermediates_only`.
+
+        Raises ValueError for another `output_fmt`.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt {output_fmt!r}: expected 'NCHW' or 'NHWC'")
+        taken, last = feature_take_indices(len(self.stages), indices)
+        maps = []
+        x = self.pos_embed(self.stem(x))
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in taken:
+                out = x
+                if len(self.out_norms):
+                    out = self.out_norms[i](x)
+                elif norm and i == len(self.stages) - 1:
+                    out = self.norm(x)
+                maps.append(out.permute(0, 2, 3, 1) if output_fmt == "NHWC" else out)
+        if intermediates_only:
+            return maps
+        return (x if stop_early and last < len(self.stages) - 1 else self.norm(x)), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the maps in `indices` do not need. Returns the indices."""
+        taken, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        self.out_norms = self.out_norms[: last + 1]
+        self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return taken
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images -> the normalised last map, (B, C, ceil(H/32), ceil(W/32))."""
+        return self.norm(self.stages(self.pos_embed(self.stem(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map -> logits, or the pooled features if `pre_logits`."""
+        return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))

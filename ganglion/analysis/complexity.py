@@ -1,0 +1,389 @@
+"""What a network costs: parameters, FLOPs and the memory of its activations, from shapes alone.
+
+Nothing is computed: FLOPs are counted on meta tensors, memory on fake ones, so a network of 100 M parameters at
+1024 x 1024 takes well under a second and no memory.
+
+One FLOP is one multiply-accumulate, counted as both papers count:
+
+    convolution, linear layer, matrix product      their multiply-accumulates, without the bias
+    LayerNorm, GroupNorm                           5 per element, 4 without affine parameters
+    BatchNorm at inference                         2 per element, 1 without affine parameters
+    average pooling                                1 per element read
+    selective scan                                 9 N + 1 per (batch, route, channel, pixel)
+    projection of the step sizes                   R per (batch, route, channel, pixel)
+    SparX's scale of the identity path             1 per element, as the depthwise convolution it was published as
+    softmax attention (scaled_dot_product_...)     left out, as in both papers; counted apart
+    everything else                                0
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from .. import ops  # noqa: F401 - registers the operators that are given formulas here
+from ..layers.block import IdentityScale
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One row of the table of a network: its parameters, FLOPs for one image and the shape of its output."""
+
+    name: str
+    params: int
+    flops: int
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complexity:
+    """Parameters and FLOPs of a network for one image.
+
+    flops: multiply-accumulates, softmax attention included only if that was asked for.
+    attention_flops: those of softmax attention, whether included or not.
+    parts: stem, stages, norm, head; what they leave over is a last part named "other".
+    """
+
+    img_size: tuple[int, int]
+    params: int
+    flops: int
+    attention_flops: int
+    parts: tuple[Part, ...]
+
+
+def complexity(
+    model: nn.Module, img_size: int | tuple[int, int] = 224, *, in_chans: int = 3, attention: bool = False
+) -> Complexity:
+    """Count parameters and FLOPs at inference of one image of shape (1, in_chans, *img_size).
+
+    model: any module that maps images to a tensor, on any device, meta included; neither it nor its mode is changed.
+    img_size: height and width in pixels, or one number for both.
+    attention: include the FLOPs of softmax attention.
+
+    Raises LookupError if the network calls an operator of this library that has no formula.
+    """
+    height, width = _pair(img_size)
+    parts = dict(_parts(model))
+    counter = _FlopCounter(attention)
+    shapes: dict[str, tuple[int, ...]] = {}
+    with ExitStack() as stack:
+        for name, module in parts.items():
+            stack.enter_context(counter.part(name, module, shapes))
+        for module in model.modules():
+            if isinstance(module, IdentityScale):
+                stack.enter_context(counter.elementwise(module))
+        stack.enter_context(_inference(model))
+        stack.enter_context(counter)
+        stack.enter_context(_AttentionCounter(counter))
+        state = {name: t.to("meta") for name, t in _state(model)}
+        functional_call(model, state, torch.empty(1, in_chans, height, width, device="meta"))
+
+    params = {name: sum(p.numel() for p in m.parameters()) for name, m in parts.items()}
+    total = sum(p.numel() for p in model.parameters())
+    rows = [
+        Part(name=n, params=params[n], flops=counter.by_part[n], output=shapes.get(n, ())) for n in parts
+    ]
+    rest = Part(
+        name="other",
+        params=total - sum(params.values()),
+        flops=counter.by_part.total() - sum(row.flops for row in rows),
+        output=(),
+    )
+    if rest.params or rest.flops:
+        rows.append(rest)
+    return Complexity(
+        img_size=(height, width),
+        params=total,
+        flops=counter.by_part.total(),
+        attention_flops=counter.attention_flops,
+        parts=tuple(rows),
+    )
+
+
+def activation_memory(
+    model: nn.Module,
+    img_size: int | tuple[int, int] = 224,
+    *,
+    batch_size: int = 1,
+    in_chans: int = 3,
+    mode: Literal["inference", "training"] = "inference",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> int:
+    """Peak bytes of all tensors alive at once, without the parameters and buffers.
+
+    mode: "inference" runs the forward pass in eval mode without gradients; "training" a forward pass in train mode
+        and the backward pass, whose peak includes the gradients of the parameters so far.
+    dtype: of the parameters, buffers and images. device: where the tensors pretend to be, which decides what some
+        of PyTorch's own operators keep.
+
+    The image is included; what an operator needs inside itself and what the allocator adds are not.
+
+    Raises ValueError for an unknown mode.
+    """
+    if mode not in ("inference", "training"):
+        raise ValueError(f"mode {mode!r}: expected 'inference' or 'training'")
+    training = mode == "training"
+    shape = (batch_size, in_chans, *_pair(img_size))
+    with ExitStack() as stack:
+        stack.enter_context(_mode(model, training))
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(torch.set_grad_enabled(training))
+        state = {}
+        for name, t in _state(model):
+            kind = dtype if t.is_floating_point() else t.dtype
+            state[name] = torch.empty(t.shape, dtype=kind, device=device, requires_grad=t.requires_grad and training)
+        live = stack.enter_context(_LiveBytes(ignore=state.values()))
+        out = functional_call(model, state, torch.empty(shape, dtype=dtype, device=device))
+        if training:
+            sum(t.sum() for t in tree_leaves(out) if isinstance(t, Tensor)).backward()
+        return live.peak
+
+
+def missing_formulas() -> list[str]:
+    """Operators of this library without a FLOP formula."""
+    names = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ganglion::")}
+    packets = {name: getattr(torch.ops.ganglion, name.removeprefix("ganglion::")) for name in names}
+    return sorted(name for name, packet in packets.items() if packet not in flop_registry)
+
+
+def _scan_macs(pixels: int, channels: int, d_state: int) -> int:
+    return pixels * channels * (9 * d_state + 1)
+
+
+# torch's registry counts two per multiply-accumulate. A backward pass is counted as two forward ones, as for a
+# convolution: what the operators recompute is not model FLOPs.
+
+
+@register_flop_formula(torch.ops.ganglion.scan2d)
+def _scan2d_flop(x, proj, dt_weight, dt_bias, A, D, routes, *args, out_shape=None, **kwargs) -> int:
+    batch, height, width, channels = x
+    n_routes, _, rank = dt_weight
+    pixels = batch * height * width * n_routes
+    return 2 * (_scan_macs(pixels, channels, A[2]) + pixels * channels * rank)
+
+
+@register_flop_formula(torch.ops.ganglion.scan2d_backward)
+def _scan2d_backward_flop(grad_y, *args, out_shape=None, **kwargs) -> int:
+    return 2 * _scan2d_flop(*args)
+
+
+@register_flop_formula(torch.ops.ganglion.selective_scan)
+def _selective_scan_flop(u, delta, A, *args, out_shape=None, **kwargs) -> int:
+    batch, channels, length = u
+    return 2 * _scan_macs(batch * length, channels, A[1])
+
+
+@register_flop_formula(torch.ops.ganglion.selective_scan_backward)
+def _selective_scan_backward_flop(grad_y, *args, out_shape=None, **kwargs) -> int:
+    return 2 * _selective_scan_flop(*args)
+
+
+def _norm(weight_index: int, plain: int, affine: int) -> Callable[..., int]:
+    def count(args: tuple, out: Any) -> int:
+        weight = args[weight_index] if len(args) > weight_index else None
+        return args[0].numel() * (plain if weight is None else affine)
+
+    return count
+
+
+def _mean(args: tuple, out: Any) -> int:
+    """Average pooling reaches the dispatcher as the mean over two axes of a map."""
+    x, dims = args[0], args[1]
+    return x.numel() if x.ndim == 4 and dims is not None and len(dims) == 2 else 0
+
+
+def _whole(args: tuple, out: Any) -> int:
+    return args[0].numel()
+
+
+#: Formulas in multiply-accumulates of what torch's registry leaves out, called with arguments and output.
+_FORMULAS: dict[Any, Callable[[tuple, Any], int]] = {
+    aten.native_layer_norm: _norm(2, 4, 5),
+    aten.native_group_norm: _norm(1, 4, 5),
+    aten.native_batch_norm: _norm(1, 1, 2),
+    aten._native_batch_norm_legit_no_training: _norm(1, 1, 2),
+    aten.cudnn_batch_norm: _norm(1, 1, 2),
+    aten._adaptive_avg_pool2d: _whole,
+    aten.avg_pool2d: _whole,
+    aten.mean: _mean,
+}
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Adds up multiply-accumulates by the part of the network that runs."""
+
+    def __init__(self, attention: bool):
+        super().__init__()
+        self.by_part: Counter[str] = Counter()
+        self.attention_flops = 0
+        self._attention = attention
+        self._part = ""
+        self._paused = False
+
+    def add(self, macs: int) -> None:
+        self.by_part[self._part] += macs
+
+    def add_attention(self, macs: int) -> None:
+        self.attention_flops += macs
+        if self._attention:
+            self.add(macs)
+
+    @contextmanager
+    def part(self, name: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> Iterator[None]:
+        """Books what runs inside of `module` under `name`."""
+
+        def enter(*args) -> None:
+            self._part = name
+
+        def leave(module, args, out) -> None:
+            self._part = ""
+            shapes[name] = tuple(out.shape[1:]) if isinstance(out, Tensor) else ()
+
+        hooks = module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def elementwise(self, module: nn.Module) -> Iterator[None]:
+        """Counts 1 for each element that `module` returns."""
+        hook = module.register_forward_hook(lambda module, args, out: self.add(out.numel()))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func.overloadpacket
+        if not self._paused:
+            if packet in _FORMULAS:
+                self.add(_FORMULAS[packet](args, out))
+            elif packet in flop_registry:
+                self.add(flop_registry[packet](*args, **kwargs, out_val=out) // 2)
+            elif func.namespace == "ganglion":
+                raise LookupError(
+                    f"no FLOP formula for {func}: add one with register_flop_formula in ganglion/analysis/complexity.py"
+                )
+        return out
+
+
+class _AttentionCounter(TorchFunctionMode):
+    """Books softmax attention apart, however it is computed on the device at hand."""
+
+    def __init__(self, counter: _FlopCounter):
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        with self._counter.paused():
+            out = func(*args, **kwargs)
+        query, key, value = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
+        pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+        self._counter.add_attention(pairs * (query.shape[-1] + value.shape[-1]))
+        return out
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the storages that operators return until they are freed."""
+
+    def __init__(self, ignore):
+        super().__init__()
+        self.current = self.peak = 0
+        self._live: dict[int, weakref.ref] = {}
+        for t in ignore:
+            self._follow(t.untyped_storage(), 0)
+
+    def _follow(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = id(storage)
+        if key in self._live:
+            return
+
+        def freed(_) -> None:
+            del self._live[key]
+            self.current -= size
+
+        self._live[key] = weakref.ref(storage, freed)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor):
+                storage = t.untyped_storage()
+                self._follow(storage, storage.nbytes())
+        return out
+
+
+def _pair(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height < 1 or width < 1:
+        raise ValueError(f"img_size {img_size}: expected a height and a width of at least 1 pixel")
+    return height, width
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Direct children; a sequence of like modules (the stages) is taken apart."""
+    for name, child in model.named_children():
+        kinds = {type(m) for m in child.children()}
+        is_sequence = isinstance(child, (nn.Sequential, nn.ModuleList))
+        if isinstance(child, nn.ModuleList) or (is_sequence and len(child) > 1 and len(kinds) == 1):
+            yield from ((f"{name}.{i}", m) for i, m in child.named_children())
+        elif any(True for _ in child.parameters()) or not isinstance(child, nn.Identity):
+            yield name, child
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """`model` in train or eval mode, every module's own flag restored afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in before.items():
+            module.training = flag
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    with _mode(model, training=False), torch.no_grad():
+        yield

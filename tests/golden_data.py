@@ -36,7 +36,9 @@ class Golden:
     def __getitem__(self, key: str) -> torch.Tensor:
         if key not in self.arrays:
             near = [k for k in self.arrays if k.split(".")[0] == key.split(".")[0]][:8]
-            raise KeyError(f"{self.name}.npz has no {key!r}; some of its keys: {near or sorted(self.arrays)[:8]}")
+            raise KeyError(
+                f"{self.name}.npz has no {key!r}, but {near or sorted(self.arrays)[:8]} and others"
+            )
         return torch.from_numpy(np.array(self.arrays[key]))
 
     def shapes(self, case: str | None = None) -> dict[str, list[int]]:

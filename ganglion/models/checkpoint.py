@@ -23,7 +23,7 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from timm.models import FeatureGetterNet
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..errors import unknown
@@ -340,12 +340,12 @@ def _fit(
 
 
 def _reshape(tensor: Tensor, name: str, shape: torch.Size) -> Tensor:
-    """`tensor` in `shape` if they differ only in axes of size 1 or in joining the routes with the next axis."""
+    """`tensor` in `shape` if only axes of size 1 or the joining of the first two axes tell them apart."""
     if tensor.shape == shape:
         return tensor
-    found, wanted = ([n for n in s if n != 1] for s in (tensor.shape, shape))
-    joined = [shape[0] * shape[1], *shape[2:]] if len(shape) == 3 else wanted
-    if found in (wanted, joined):
+    joined = (shape[0] * shape[1], *shape[2:]) if len(shape) == 3 else shape
+    found, *same = ([n for n in s if n != 1] for s in (tensor.shape, shape, joined))
+    if found in same:
         return tensor.reshape(shape)
     if name == "pos_embed.weight" and tensor.ndim == 4 and tensor.shape[:2] == shape[:2]:
         return F.interpolate(tensor.float(), size=shape[2:], mode="bicubic", align_corners=False).to(

@@ -21,6 +21,7 @@ from ..layers.ss2d import SS2D, OutNorm, Scan, SSMInit
 from ..layers.stem import Downsample, conv_stem, make_downsample, patch_stem
 from . import connections
 from .backbone import Backbone, PositionEmbedding, Stage
+from .checkpoint import checkpoint_filter_fn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +221,7 @@ def _create(variant: str, pretrained: bool, config: VMambaConfig, **kwargs) -> V
         VMamba,
         variant,
         pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         config=override(config, kwargs),
         **kwargs,

@@ -3,9 +3,31 @@
 Importing the package registers its networks with timm.
 """
 
-from .models import VMamba, VMambaConfig
-from .ops import backends
+from timm import create_model
+
+from .models import Plan, SparX, SparXConfig, VMamba, VMambaConfig, load_checkpoint
+from .ops import Route, backends, scan2d, selective_scan
 
 __version__ = "0.1.0"
 
-__all__ = ["VMamba", "VMambaConfig", "backends"]
+__all__ = [
+    "Plan",
+    "Route",
+    "SparX",
+    "SparXConfig",
+    "VMamba",
+    "VMambaConfig",
+    "backends",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "scan2d",
+    "selective_scan",
+]
+
+
+def list_models(filter: str = "*") -> list[str]:
+    """Names of this library's networks that match a shell pattern."""
+    import timm
+
+    return [name for module in ("vmamba", "sparx") for name in timm.list_models(filter, module=module)]

@@ -1,6 +1,21 @@
 """The networks. Importing this module registers them with timm."""
 
+from .backbone import Backbone, Stage
+from .checkpoint import CheckpointError, LoadReport, checkpoint_filter_fn, load_checkpoint
 from .connections import Plan
+from .sparx import SparX, SparXConfig
 from .vmamba import VMamba, VMambaConfig
 
-__all__ = ["Plan", "VMamba", "VMambaConfig"]
+__all__ = [
+    "Backbone",
+    "CheckpointError",
+    "LoadReport",
+    "Plan",
+    "SparX",
+    "SparXConfig",
+    "Stage",
+    "VMamba",
+    "VMambaConfig",
+    "checkpoint_filter_fn",
+    "load_checkpoint",
+]

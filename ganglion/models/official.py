@@ -87,7 +87,7 @@ SPARX: Rules = (
     (_THEIRS + "op.q.*", _OURS + "mixer.in_proj.q.*"),
     (_THEIRS + "op.k.*", _OURS + "mixer.in_proj.k.*"),
     (_THEIRS + "op.v.*", _OURS + "mixer.in_proj.v.*"),
-    (_THEIRS + "op.scale", _OURS + "mixer.in_proj.scale"),
+    (_THEIRS + "op.scale", _OURS + "mixer.in_proj.attention.scale"),
     (_THEIRS + "op.in_proj.0.*", _OURS + "mixer.in_proj.fuse.0.*"),
     (_THEIRS + "op.in_proj.2.*", _OURS + "mixer.in_proj.fuse.2.*"),
     (_THEIRS + "op.conv2d.*", _OURS + "mixer.conv.*"),

@@ -1,0 +1,98 @@
+"""Shifted-window attention (Liu et al. 2021, Swin) as a mixer, around timm's `WindowAttention`.
+
+Windows are fixed; a map of any size is padded at its ends to whole windows. A map that is no larger than a window is not
+shifted.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from timm.models.swin_transformer import WindowAttention
+from torch import Tensor, nn
+
+from .basic import Projection
+
+
+class WindowAttention2d(nn.Module):
+    """Multi-head attention within windows of `window` x `window` pixels, (B, dim, H, W) -> (B, dim, H, W).
+
+    shift: move the windows by half their size. in_proj: replaces the projection to queries, keys and values; called
+    with (x, earlier), returns 3 * dim channels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        window: int = 7,
+        shift: bool = False,
+        in_proj: nn.Module | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.window, self.shift = window, shift
+        self.in_proj = in_proj if in_proj is not None else Projection(dim, 3 * dim, **dd)
+        self.attention = WindowAttention(dim, num_heads=heads, window_size=window, **dd)
+        # The projection acts on the whole map, before it is cut into windows.
+        self.attention.qkv = nn.Identity()
+
+    def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
+        """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""
+        qkv = self.in_proj(x, earlier).permute(0, 2, 3, 1)
+        windows = partition(qkv, self.window, self.shift)
+        y = self.attention(windows, shift_mask(qkv, self.window, self.shift))
+        return merge(y, qkv, self.window, self.shift).permute(0, 3, 1, 2)
+
+
+@torch.fx.wrap
+def partition(x: Tensor, window: int, shift: bool) -> Tensor:
+    """(B, H, W, C) -> (B * windows, window * window, C)."""
+    B, H, W, C = x.shape
+    offset = _offset(H, W, window, shift)
+    x = F.pad(x, (0, 0, 0, -W % window, 0, -H % window))
+    if offset > 0:
+        x = torch.roll(x, (-offset, -offset), (1, 2))
+    rows, cols = x.shape[1] // window, x.shape[2] // window
+    x = x.reshape(B, rows, window, cols, window, C).transpose(2, 3)
+    return x.reshape(B * rows * cols, window * window, C)
+
+
+@torch.fx.wrap
+def merge(windows: Tensor, like: Tensor, window: int, shift: bool) -> Tensor:
+    """Inverse of `partition` for the map `like`: (B * windows, window * window, C) -> (B, H, W, C)."""
+    B, H, W = like.shape[0], like.shape[1], like.shape[2]
+    rows, cols = (H + window - 1) // window, (W + window - 1) // window
+    x = windows.reshape(B, rows, cols, window, window, -1).transpose(2, 3)
+    x = x.reshape(B, rows * window, cols * window, -1)
+    offset = _offset(H, W, window, shift)
+    if offset > 0:
+        x = torch.roll(x, (offset, offset), (1, 2))
+    return x[:, :H, :W].contiguous()
+
+
+@torch.fx.wrap
+def shift_mask(like: Tensor, window: int, shift: bool) -> Tensor | None:
+    """0 between pixels that were neighbours before the shift, -100 between others: (windows, area, area)."""
+    H, W = like.shape[1], like.shape[2]
+    offset = _offset(H, W, window, shift)
+    if offset == 0:
+        return None
+    region = _region(H, window, offset, like)[:, None] * 3 + _region(W, window, offset, like)[None, :]
+    cut = partition(region[None, :, :, None], window, False)[:, :, 0]
+    return (cut[:, None, :] != cut[:, :, None]).to(like.dtype) * -100.0
+
+
+def _region(side: int, window: int, offset: int, like: Tensor) -> Tensor:
+    """For each shifted position of a padded side: 0 in the body, 1 and 2 in the last window's two parts."""
+    length = (side + window - 1) // window * window
+    i = torch.arange(length, device=like.device)
+    return (i >= length - window).int() + (i >= length - offset).int()
+
+
+def _offset(H: int, W: int, window: int, shift: bool) -> int:
+    return window // 2 if shift and (H > window or W > window) else 0

@@ -1,0 +1,520 @@
+"""SparX: sparse cross-layer connections (Lou et al. 2025), on Mamba and on Swin, and every ablation of the paper.
+
+SparX is the skeleton with connections: a ganglion layer's mixer has an aggregator of earlier features where a normal
+layer's has its input projection. Every network and ablation is a `SparXConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import LayerNorm2d, calculate_drop_path_rates
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from ..config import check_literals, check_positive, override
+from ..layers.aggregators import AggregatorName, make_aggregator
+from ..layers.basic import make_norm
+from ..layers.block import Block, IdentityScale
+from ..layers.mlp import ConvFFN, Mlp
+from ..layers.ss2d import SS2D
+from ..layers.stem import conv_stem, make_downsample, patch_stem
+from ..layers.window_attention import WindowAttention2d
+from . import connections
+from .backbone import Backbone, Stage
+from .checkpoint import checkpoint_filter_fn
+from .connections import Plan
+
+Mixer = Literal["ss2d", "ssm", "bi_ssm", "swin"]
+_SCANS = {"ss2d": "cross2d", "ssm": "ssm", "bi_ssm": "bi_ssm"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparXConfig:
+    """One SparX network.
+
+    depths, dims: blocks and channels of the stages.
+
+    Connections (section 3.1). A single value holds for every stage; a tuple has one per stage.
+    connections: "sparx", or the dense rivals "dgc" and "dsn" of Table 5, or "plain" for none.
+    stride: S, one plus the number of normal layers between two ganglions.
+    window: M, how many earlier ganglions a ganglion reads at most, None for all.
+    start: lowest index of a ganglion, None for a stage without any.
+    cross_stage: the stage input stays in the window.
+
+    aggregator: how a ganglion reads, see `ganglion.layers.aggregators`. channel_groups: of DMCA, or heads of its
+        spatial rivals. sr_ratios: spatial reduction per stage. skip: of DMCA.
+    learned_scale: DMCA's scores are scaled by a parameter, as in the published detection networks.
+
+    mixer: "ss2d", "ssm" (one route), "bi_ssm" (two routes) or "swin" (windows, shifted in every second layer).
+    d_state, ssm_ratio, d_conv: of the scans. window_size: side of the attention windows. heads: of the windows per
+        stage, near one for 32 channels if None.
+    ffn: "conv" or "mlp". dpe: dynamic position encoding. layer_scale: per stage.
+    stem: "conv" (published stem v1), "conv_extra" (v2) or "patch". downsample: "conv3" or "merge".
+    """
+
+    depths: tuple[int, ...] = (2, 2, 7, 2)
+    dims: tuple[int, ...] = (96, 192, 320, 512)
+    connections: Literal["sparx", "plain", "dgc", "dsn"] = "sparx"
+    stride: int | tuple[int, ...] = (1, 1, 2, 1)
+    window: int | None | tuple[int | None, ...] = 3
+    start: tuple[int | None, ...] = (None, 1, 0, 0)
+    cross_stage: bool | tuple[bool, ...] = False
+    aggregator: AggregatorName = "dmca"
+    channel_groups: int = 4
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
+    skip: bool = True
+    learned_scale: bool = False
+    mixer: Mixer = "ss2d"
+    d_state: int = 1
+    ssm_ratio: float = 2.0
+    d_conv: int = 5
+    heads: tuple[int, ...] | None = None
+    window_size: int = 7
+    ffn: Literal["conv", "mlp"] = "conv"
+    ffn_ratio: float = 4.0
+    dpe: bool = True
+    layer_scale: tuple[bool, ...] = (False, False, True, True)
+    stem: Literal["conv", "conv_extra", "patch"] = "conv"
+    downsample: Literal["conv3", "merge"] = "conv3"
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        check_positive(self, "depths", "dims", "sr_ratios", "channel_groups", "d_state", "ssm_ratio", "ffn_ratio", "window_size")
+        for name in ("dims", "stride", "window", "start", "cross_stage", "sr_ratios", "layer_scale", "heads"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != len(self.depths):
+                raise ValueError(
+                    f"SparXConfig.{name} is {value!r}: expected one value for each of the {len(self.depths)} stages"
+                )
+        if self.d_conv < 0 or (self.d_conv > 0 and self.d_conv % 2 == 0):
+            raise ValueError(f"SparXConfig.d_conv is {self.d_conv}: expected an odd kernel size, or 0 for none")
+        for i, (plan, dim) in enumerate(zip(self.plans(), self.dims, strict=True)):
+            if plan.ganglions and dim % self.channel_groups:
+                divisors = [g for g in range(1, dim + 1) if dim % g == 0]
+                raise ValueError(
+                    f"SparXConfig.channel_groups is {self.channel_groups}, which does not divide the {dim} channels of "
+                    f"stage {i}; valid there: {', '.join(map(str, divisors))}"
+                )
+            if self.mixer == "swin" and dim % self.stage_heads(i):
+                raise ValueError(f"SparXConfig.heads is {self.heads!r}: stage {i} has {dim} channels, not a multiple")
+
+    def plans(self) -> tuple[Plan, ...]:
+        """The connections of every stage. Raises ValueError, naming field and stage, if a rule cannot hold."""
+        plans = []
+        for i, depth in enumerate(self.depths):
+            try:
+                plans.append(self._plan(i, depth))
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"SparXConfig, stage {i}: {error}") from None
+        return tuple(plans)
+
+    def _plan(self, i: int, depth: int) -> Plan:
+        stride, window, start, cross_stage = (
+            value[i] if isinstance(value, tuple) else value
+            for value in (self.stride, self.window, self.start, self.cross_stage)
+        )
+        if self.connections == "plain" or start is None:
+            return connections.plain(depth)
+        if self.connections == "dsn":
+            return connections.dsn(depth, stage_input=i > 0)
+        if self.connections == "dgc":
+            return connections.dgc(depth, stride=stride, start=start, stage_input=i > 0)
+        return connections.sparx(
+            depth, stride=stride, window=window, start=start, stage_input=i > 0, cross_stage=cross_stage
+        )
+
+    def stage_heads(self, i: int) -> int:
+        """Heads of the window attention in stage i."""
+        if self.heads is not None:
+            return self.heads[i]
+        divisors = [h for h in range(1, self.dims[i] + 1) if self.dims[i] % h == 0]
+        return min(divisors, key=lambda h: abs(h - self.dims[i] / 32))
+
+
+class SparX(Backbone):
+    """SparX (section 3 of the paper).
+
+    config: the network. out_norms: a LayerNorm on every map of the pyramid, as in the published detection and
+    segmentation networks. backend: of the scan, see `ganglion.backends()`. Other arguments are timm's.
+    """
+
+    def __init__(
+        self,
+        config: SparXConfig,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        out_norms: bool = False,
+        backend: str = "auto",
+        device=None,
+        dtype=None,
+    ):
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        c = config
+        if c.stem == "patch":
+            stem = patch_stem(in_chans, c.dims[0], norm="bn", **dd)
+        else:
+            stem = conv_stem(in_chans, c.dims[0], norm="bn", bias=False, extra=c.stem == "conv_extra", **dd)
+        drop_paths = calculate_drop_path_rates(drop_path_rate, list(c.depths), stagewise=True)
+        stages = []
+        for i, (dim, plan) in enumerate(zip(c.dims, c.plans(), strict=True)):
+            downsample = None
+            if i:
+                norm = "gn" if c.downsample == "merge" else "bn"
+                downsample = make_downsample(c.downsample, c.dims[i - 1], dim, norm=norm, bias=False, **dd)
+            blocks = [
+                _block(c, i, j, len(read), drop_paths[i][j], backend, dd) for j, read in enumerate(plan.reads)
+            ]
+            stages.append(Stage(downsample, blocks, plan))
+        super().__init__(
+            stem=stem,
+            stages=stages,
+            dims=c.dims,
+            norm=make_norm("gn", c.dims[-1], **dd),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            out_norms=[LayerNorm2d(dim, eps=1e-6, **dd) for dim in c.dims] if out_norms else None,
+            **dd,
+        )
+        self.config = config
+        self.apply(_init_weights)
+
+
+def _block(
+    c: SparXConfig, i: int, j: int, n_earlier: int, drop_path: float, backend: str, dd: dict[str, Any]
+) -> Block:
+    """Block j of stage i: a ganglion if it reads earlier features, else a normal layer."""
+    dim = c.dims[i]
+    in_proj = None
+    if n_earlier:
+        in_proj = make_aggregator(
+            c.aggregator,
+            dim,
+            n_earlier,
+            3 * dim if c.mixer == "swin" else int(c.ssm_ratio * dim),
+            sr_ratio=c.sr_ratios[i],
+            groups=c.channel_groups,
+            skip=c.skip,
+            learned_scale=c.learned_scale,
+            **dd,
+        )
+    if c.mixer == "swin":
+        mixer = WindowAttention2d(dim, heads=c.stage_heads(i), window=c.window_size, shift=j % 2 == 1, in_proj=in_proj, **dd)
+    else:
+        mixer = SS2D(
+            dim,
+            d_state=c.d_state,
+            ssm_ratio=c.ssm_ratio,
+            d_conv=c.d_conv,
+            out_norm="gn",
+            scan=_SCANS[c.mixer],
+            bias=True,
+            in_proj=in_proj,
+            backend=backend,
+            **dd,
+        )
+    return Block(
+        dim,
+        mixer=mixer,
+        norm1=make_norm("gn", dim, **dd),
+        mlp=(ConvFFN if c.ffn == "conv" else Mlp)(dim, int(dim * c.ffn_ratio), **dd),
+        norm2=make_norm("gn", dim, **dd),
+        dpe=c.dpe,
+        layer_scale=c.layer_scale[i],
+        drop_path=drop_path,
+        **dd,
+    )
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Every convolution and linear layer but the LayerScales, which start as the identity."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(module, IdentityScale):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+_TINY = SparXConfig()
+_SMALL = SparXConfig(depths=(2, 2, 17, 2), dims=(96, 192, 328, 544), stride=(1, 1, 3, 1), stem="conv_extra")
+_BASE = SparXConfig(
+    depths=(2, 2, 21, 3),
+    dims=(120, 240, 396, 636),
+    stride=(1, 1, 3, 2),
+    start=(None, 1, 0, 2),
+    stem="conv_extra",
+)
+# Table 10 and Table 9 replace the mixer and do without DPE, the convolution and ConvFFN.
+_SSM = replace(_TINY, mixer="ssm", d_conv=0, ffn="mlp", dpe=False)
+_SWIN_TINY = replace(
+    _TINY, mixer="swin", dims=(96, 192, 320, 576), ffn="mlp", dpe=False, stem="patch", downsample="merge"
+)
+_SWIN_BASE = replace(
+    _SWIN_TINY,
+    depths=(2, 2, 27, 3),
+    dims=(120, 240, 396, 616),
+    stride=(1, 1, 3, 2),
+    start=(None, 1, 0, 2),
+)
+_NANO = replace(_TINY, depths=(1, 2, 5, 2), dims=(32, 48, 80, 128), start=(None, 1, 0, 0))
+
+_NANO_PLAIN = replace(_NANO, connections="plain", dims=(32, 48, 96, 144))
+_SWIN_NANO = replace(_NANO, mixer="swin", ffn="mlp", dpe=False, stem="conv", downsample="conv3", window_size=4)
+_SWIN_NANO_PLAIN = replace(_SWIN_NANO, connections="plain", dims=(32, 48, 96, 144))
+# The last ganglions of stage 2 have a window to truncate, and 3 groups leave one channel over.
+_TEST = SparXConfig(
+    depths=(1, 1, 5, 2), dims=(16, 24, 32, 40), stride=1, window=2, start=(None, 0, 0, 0), d_conv=3, stem="conv_extra"
+)
+
+#: The studies of Tables 5 to 8, as differences from SparX-Mamba-T.
+_STUDIES: dict[str, dict[str, Any]] = {
+    "plain": {"connections": "plain", "dims": (96, 192, 384, 576)},
+    "s1": {"stride": 1, "window": 4},
+    "s3": {"stride": (1, 1, 3, 1)},
+    "s4": {"stride": (1, 1, 4, 1)},
+    "m2": {"window": 2},
+    "m4": {"cross_stage": (False, False, True, False)},
+    "dgc": {"connections": "dgc"},
+    "dsn": {"connections": "dsn"},
+    "concat": {"aggregator": "concat"},
+    "no_cgca": {"aggregator": "no_cgca"},
+    "csa": {"aggregator": "csa"},
+    "sra": {"aggregator": "sra"},
+    "sca": {"aggregator": "sca"},
+    "no_dpe": {"dpe": False},
+    "no_skip": {"skip": False},
+    "no_sr": {"sr_ratios": (1, 1, 1, 1)},
+}
+
+
+def _cfg(**kwargs) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.0.conv",
+        "classifier": "head.fc",
+        "paper_ids": "arXiv:2409.09649",
+        **kwargs,
+    }
+
+
+_SMALL_IMAGES = {"input_size": (3, 32, 32), "pool_size": (1, 1), "crop_pct": 1.0}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "sparx_mamba_tiny.untrained": _cfg(crop_pct=0.9),
+        "sparx_mamba_small.untrained": _cfg(),
+        "sparx_mamba_base.untrained": _cfg(),
+        "sparx_swin_tiny.untrained": _cfg(),
+        "sparx_swin_base.untrained": _cfg(),
+        "sparx_ssm_tiny.untrained": _cfg(),
+        "sparx_bissm_tiny.untrained": _cfg(),
+        **{f"sparx_mamba_tiny_{study}.untrained": _cfg(crop_pct=0.9) for study in _STUDIES},
+        "sparx_mamba_nano.untrained": _cfg(**_SMALL_IMAGES),
+        "sparx_mamba_nano_plain.untrained": _cfg(**_SMALL_IMAGES),
+        "sparx_swin_nano.untrained": _cfg(**_SMALL_IMAGES),
+        "sparx_swin_nano_plain.untrained": _cfg(**_SMALL_IMAGES),
+        "test_sparx_mamba.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+        "test_sparx_swin.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, config: SparXConfig, **kwargs) -> SparX:
+    """Fields of `SparXConfig` among the keyword arguments override the named network's."""
+    return build_model_with_cfg(
+        SparX,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        config=override(config, kwargs),
+        **kwargs,
+    )
+
+
+@register_model
+def sparx_mamba_tiny(pretrained: bool = False, **kwargs) -> SparX:
+    """SparX-Mamba-T: 27.1 M, 5.2 GFLOPs, 83.5 % top-1."""
+    return _create("sparx_mamba_tiny", pretrained, _TINY, **kwargs)
+
+
+@register_model
+def sparx_mamba_small(pretrained: bool = False, **kwargs) -> SparX:
+    """SparX-Mamba-S: 47.4 M, 9.3 GFLOPs, 84.2 % top-1."""
+    return _create("sparx_mamba_small", pretrained, _SMALL, **kwargs)
+
+
+@register_model
+def sparx_mamba_base(pretrained: bool = False, **kwargs) -> SparX:
+    """SparX-Mamba-B: 83.5 M, 15.9 GFLOPs, 84.5 % top-1."""
+    return _create("sparx_mamba_base", pretrained, _BASE, **kwargs)
+
+
+@register_model
+def sparx_swin_tiny(pretrained: bool = False, **kwargs) -> SparX:
+    """SparX-Swin-T (Table 9): windows in place of the scan, 82.6 % top-1."""
+    return _create("sparx_swin_tiny", pretrained, _SWIN_TINY, **kwargs)
+
+
+@register_model
+def sparx_swin_base(pretrained: bool = False, **kwargs) -> SparX:
+    """SparX-Swin-B (Table 9): 83.9 % top-1."""
+    return _create("sparx_swin_base", pretrained, _SWIN_BASE, **kwargs)
+
+
+@register_model
+def sparx_ssm_tiny(pretrained: bool = False, **kwargs) -> SparX:
+    """SparX-Mamba-T with one route (Table 10): 82.9 % top-1."""
+    return _create("sparx_ssm_tiny", pretrained, _SSM, **kwargs)
+
+
+@register_model
+def sparx_bissm_tiny(pretrained: bool = False, **kwargs) -> SparX:
+    """SparX-Mamba-T with two routes (Table 10): 83.1 % top-1."""
+    return _create("sparx_bissm_tiny", pretrained, replace(_SSM, mixer="bi_ssm"), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_plain(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 7: no ganglions, wider late stages."""
+    return _create("sparx_mamba_tiny_plain", pretrained, replace(_TINY, **_STUDIES["plain"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_s1(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 7: stride 1 (and window 4, which the row's numbers need)."""
+    return _create("sparx_mamba_tiny_s1", pretrained, replace(_TINY, **_STUDIES["s1"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_s3(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 7: stride 3."""
+    return _create("sparx_mamba_tiny_s3", pretrained, replace(_TINY, **_STUDIES["s3"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_s4(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 7: stride 4."""
+    return _create("sparx_mamba_tiny_s4", pretrained, replace(_TINY, **_STUDIES["s4"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_m2(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 7: window 2."""
+    return _create("sparx_mamba_tiny_m2", pretrained, replace(_TINY, **_STUDIES["m2"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_m4(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 7: window 4, in the form that its parameters fit: the stage input stays in the window."""
+    return _create("sparx_mamba_tiny_m4", pretrained, replace(_TINY, **_STUDIES["m4"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_dgc(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 5: every ganglion reads everything before it."""
+    return _create("sparx_mamba_tiny_dgc", pretrained, replace(_TINY, **_STUDIES["dgc"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_dsn(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 5: a DenseNet-style network."""
+    return _create("sparx_mamba_tiny_dsn", pretrained, replace(_TINY, **_STUDIES["dsn"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_concat(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 6: concatenation and ConvFFN."""
+    return _create("sparx_mamba_tiny_concat", pretrained, replace(_TINY, **_STUDIES["concat"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_no_cgca(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 6: no attention."""
+    return _create("sparx_mamba_tiny_no_cgca", pretrained, replace(_TINY, **_STUDIES["no_cgca"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_csa(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 6: cross-scale attention."""
+    return _create("sparx_mamba_tiny_csa", pretrained, replace(_TINY, **_STUDIES["csa"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_sra(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 6: spatial-reduction attention."""
+    return _create("sparx_mamba_tiny_sra", pretrained, replace(_TINY, **_STUDIES["sra"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_sca(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 6: FcaFormer's spatial cross-attention."""
+    return _create("sparx_mamba_tiny_sca", pretrained, replace(_TINY, **_STUDIES["sca"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_no_dpe(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 8: no dynamic position encoding."""
+    return _create("sparx_mamba_tiny_no_dpe", pretrained, replace(_TINY, **_STUDIES["no_dpe"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_no_skip(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 8: nothing concatenated to the attention's result."""
+    return _create("sparx_mamba_tiny_no_skip", pretrained, replace(_TINY, **_STUDIES["no_skip"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_tiny_no_sr(pretrained: bool = False, **kwargs) -> SparX:
+    """Table 8: no spatial reduction."""
+    return _create("sparx_mamba_tiny_no_sr", pretrained, replace(_TINY, **_STUDIES["no_sr"]), **kwargs)
+
+
+@register_model
+def sparx_mamba_nano(pretrained: bool = False, **kwargs) -> SparX:
+    """For experiments on images of 32 to 64 pixels."""
+    return _create("sparx_mamba_nano", pretrained, _NANO, **kwargs)
+
+
+@register_model
+def sparx_mamba_nano_plain(pretrained: bool = False, **kwargs) -> SparX:
+    """`sparx_mamba_nano` without connections, widened to its number of parameters."""
+    return _create("sparx_mamba_nano_plain", pretrained, _NANO_PLAIN, **kwargs)
+
+
+@register_model
+def sparx_swin_nano(pretrained: bool = False, **kwargs) -> SparX:
+    """`sparx_mamba_nano` with window attention."""
+    return _create("sparx_swin_nano", pretrained, _SWIN_NANO, **kwargs)
+
+
+@register_model
+def sparx_swin_nano_plain(pretrained: bool = False, **kwargs) -> SparX:
+    """`sparx_swin_nano` without connections, widened to its number of parameters."""
+    return _create("sparx_swin_nano_plain", pretrained, _SWIN_NANO_PLAIN, **kwargs)
+
+
+@register_model
+def test_sparx_mamba(pretrained: bool = False, **kwargs) -> SparX:
+    """A tiny network with every part of SparX-Mamba, for tests."""
+    return _create("test_sparx_mamba", pretrained, _TEST, **kwargs)
+
+
+@register_model
+def test_sparx_swin(pretrained: bool = False, **kwargs) -> SparX:
+    """A tiny network with every part of SparX-Swin, for tests."""
+    return _create("test_sparx_swin", pretrained, replace(_TEST, mixer="swin", ffn="mlp", dpe=False, stem="patch", downsample="merge"), **kwargs)

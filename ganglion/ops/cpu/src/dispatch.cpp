@@ -1,0 +1,88 @@
+// The C interface: the instruction sets that were compiled in and run here, and the kernels of each.
+
+#include "scan.h"
+
+#if defined(SCAN_X86) && defined(_MSC_VER) && !defined(__clang__)
+#include <immintrin.h>
+#include <intrin.h>
+#endif
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+enum class Level { BASELINE, AVX2, AVX512 };
+
+// The processor has the instructions and the operating system saves their registers.
+bool runs(Level level) {
+#if !defined(SCAN_X86)
+    return level == Level::BASELINE;
+#elif defined(_MSC_VER) && !defined(__clang__)
+    if (level == Level::BASELINE) return true;
+    int leaf1[4], leaf7[4];
+    __cpuid(leaf1, 1);
+    __cpuidex(leaf7, 7, 0);
+    const bool fma = leaf1[2] >> 12 & 1, osxsave = leaf1[2] >> 27 & 1, avx2 = leaf7[1] >> 5 & 1;
+    const unsigned long long saved = osxsave ? _xgetbv(0) : 0;
+    if (level == Level::AVX2) return fma && avx2 && (saved & 0x06) == 0x06;
+    const bool f = leaf7[1] >> 16 & 1, dq = leaf7[1] >> 17 & 1, bw = leaf7[1] >> 30 & 1, vl = leaf7[1] >> 31 & 1;
+    return f && dq && bw && vl && (saved & 0xe6) == 0xe6;
+#else
+    __builtin_cpu_init();
+    if (level == Level::AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (level == Level::AVX512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    return true;
+#endif
+}
+
+struct Variant {
+    const char* name;
+    Level level;
+    const Kernels* kernels;
+};
+
+// From fast to slow.
+constexpr Variant variants[] = {
+#if defined(SCAN_X86)
+    {"avx512", Level::AVX512, &kernels_avx512},
+    {"avx2", Level::AVX2, &kernels_avx2},
+#endif
+    {"baseline", Level::BASELINE, &kernels_baseline},
+};
+constexpr int32_t variant_count = sizeof variants / sizeof *variants;
+
+}  // namespace
+
+// The name of instruction set `index`, fastest first; null past the end.
+EXPORT const char* ganglion_scan_name(int32_t index) {
+    return index >= 0 && index < variant_count ? variants[index].name : nullptr;
+}
+
+EXPORT int32_t ganglion_scan_runs(int32_t index) { return runs(variants[index].level); }
+
+// Size of `Scan`, so that a caller can tell that it was built from the same source.
+EXPORT int64_t ganglion_scan_size() { return sizeof(Scan); }
+
+// Nonzero if the library was built with OpenMP; without, every call runs on one thread.
+EXPORT int32_t ganglion_scan_threaded() {
+#if defined(_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+EXPORT int64_t ganglion_scan_forward_workspace(int32_t index, const Scan* scan) {
+    return variants[index].kernels->forward_workspace(*scan);
+}
+EXPORT int64_t ganglion_scan_backward_workspace(int32_t index, const Scan* scan) {
+    return variants[index].kernels->backward_workspace(*scan);
+}
+EXPORT void ganglion_scan_forward(int32_t index, const Scan* scan) { variants[index].kernels->forward(*scan); }
+EXPORT void ganglion_scan_backward(int32_t index, const Scan* scan) { variants[index].kernels->backward(*scan); }

@@ -1,0 +1,52 @@
+// Rows of bfloat16 and float16 to float32 and back, rounding to nearest even, in integer arithmetic that vectorises.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "scan.h"
+
+namespace {
+
+inline float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float from_bfloat16(uint16_t a) { return float_of((uint32_t)a << 16); }
+
+inline uint16_t to_bfloat16(float value) {
+    const uint32_t bits = bits_of(value);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const uint32_t quiet_nan = (bits >> 16) | 0x40;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
+}
+
+inline float from_float16(uint16_t a) {
+    const uint32_t sign = (uint32_t)(a & 0x8000) << 16;
+    const uint32_t magnitude = (uint32_t)(a & 0x7fff) << 13;
+    // Normal numbers: rebias the exponent by 112. Infinity and NaN: by 224, to the largest exponent.
+    const uint32_t normal = magnitude + ((magnitude >= 0x0f800000 ? 224u : 112u) << 23);
+    // Subnormal: the mantissa counts units of 2**-24, read off below the leading bit of 0.5.
+    const float subnormal = float_of(magnitude >> 13 | 0x3f000000) - 0.5f;
+    return float_of(sign | (magnitude < 0x00800000 ? bits_of(subnormal) : normal));
+}
+
+inline uint16_t to_float16(float value) {
+    const uint32_t sign = bits_of(value) >> 16 & 0x8000;
+    const uint32_t magnitude = bits_of(value) & 0x7fffffff;
+    const uint32_t normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    // Adding 0.5 rounds a subnormal to units of 2**-24, in the low bits of the sum.
+    const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;
+    const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
+    const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    return (uint16_t)(sign | (magnitude >= 0x477ff000 ? special : finite));
+}
+
+}  // namespace

@@ -1,0 +1,46 @@
+// The C interface of the library, and what its translation units share. `Scan` is mirrored by ctypes in ../__init__.py.
+#pragma once
+
+#include <cstdint>
+
+// Channels that are walked together: one cache line of float32.
+constexpr int BLOCK = 16;
+// The forward pass records the state every CHUNK steps, and both passes work chunk by chunk.
+constexpr int CHUNK = 64;
+
+enum ElementType : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+// One call. B batch, H W height and width, L = H * W, D channels, K routes, R rank, N state size, P = R + 2 * N.
+struct Scan {
+    int64_t batch, height, width, channels, routes, rank, state;
+    int64_t threads;
+    int64_t groups;              // backward: images are dealt to this many groups, one partial sum each
+    int64_t slices;              // backward: channel blocks are dealt to this many slices, one partial sum each
+    int64_t element;             // ElementType of x, y, grad_y and grad_x
+    const int64_t* codes;        // (K,) routes as bit fields, see ganglion.ops.routes
+    const void* x;               // (B, L, D)
+    const float* proj;           // (B, L, K, P)
+    const float* dt_weight;      // (K, D, R)
+    const float* dt_bias;        // (K, D)
+    const float* A;              // (K, D, N)
+    const float* D;              // (K, D) or null
+    float* carry;                // (B, K, ceil(L / CHUNK), N, D), written by forward, read by backward
+    float* workspace;            // (threads, floats per thread)
+    void* y;                     // (B, L, D)
+    const void* grad_y;          // (B, L, D)
+    void* grad_x;                // (B, L, D)
+    float* grad_proj;            // (slices, B, L, K, P), summed into the first slice
+    float* grad_dt_weight;       // (groups, K, D, R), likewise for these four
+    float* grad_dt_bias;         // (groups, K, D)
+    float* grad_A;               // (groups, K, D, N)
+    float* grad_D;               // (groups, D) or null, the sum that every route's gradient of D is
+};
+
+// The same kernels, compiled once per instruction set. The workspaces are in floats per thread.
+struct Kernels {
+    int64_t (*forward_workspace)(const Scan&);
+    int64_t (*backward_workspace)(const Scan&);
+    void (*forward)(const Scan&);
+    void (*backward)(const Scan&);
+};
+extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;

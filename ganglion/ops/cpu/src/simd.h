@@ -1,0 +1,160 @@
+// A vector of floats as wide as the registers that this file is compiled for, and exp and log on it.
+//
+// GCC and Clang lower the vector extension to any instruction set. Other compilers get the same type as an array
+// of lanes, which is correct everywhere and as fast as their loop vectoriser makes it.
+//
+// Everything has internal linkage: the same source is compiled for several instruction sets into one library, and
+// the linker must not merge the copies.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define SCAN_INLINE __forceinline
+#else
+#define SCAN_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+
+typedef float Vec __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Bits __attribute__((vector_size(4 * WIDTH)));
+
+SCAN_INLINE Vec splat(float value) { return Vec{} + value; }
+SCAN_INLINE Bits as_bits(Vec a) { return (Bits)a; }
+SCAN_INLINE Vec as_floats(Bits a) { return (Vec)a; }
+SCAN_INLINE Vec select(Bits mask, Vec yes, Vec no) { return (Vec)((mask & (Bits)yes) | (~mask & (Bits)no)); }
+
+#else
+
+struct Bits {
+    int32_t lane[WIDTH];
+};
+struct Vec {
+    float lane[WIDTH];
+};
+
+#define SCAN_LANES(type, expression)                              \
+    type result;                                                  \
+    for (int i = 0; i < WIDTH; ++i) result.lane[i] = (expression); \
+    return result;
+SCAN_INLINE Vec splat(float value) { SCAN_LANES(Vec, value) }
+SCAN_INLINE Vec operator+(Vec a, Vec b) { SCAN_LANES(Vec, a.lane[i] + b.lane[i]) }
+SCAN_INLINE Vec operator-(Vec a, Vec b) { SCAN_LANES(Vec, a.lane[i] - b.lane[i]) }
+SCAN_INLINE Vec operator*(Vec a, Vec b) { SCAN_LANES(Vec, a.lane[i] * b.lane[i]) }
+SCAN_INLINE Vec operator/(Vec a, Vec b) { SCAN_LANES(Vec, a.lane[i] / b.lane[i]) }
+SCAN_INLINE Vec& operator+=(Vec& a, Vec b) { return a = a + b; }
+SCAN_INLINE Bits operator<(Vec a, Vec b) { SCAN_LANES(Bits, a.lane[i] < b.lane[i] ? -1 : 0) }
+SCAN_INLINE Bits operator|(Bits a, int32_t b) { SCAN_LANES(Bits, a.lane[i] | b) }
+SCAN_INLINE Bits operator<<(Bits a, int b) { SCAN_LANES(Bits, (int32_t)((uint32_t)a.lane[i] << b)) }
+SCAN_INLINE Vec select(Bits mask, Vec yes, Vec no) { SCAN_LANES(Vec, mask.lane[i] ? yes.lane[i] : no.lane[i]) }
+#undef SCAN_LANES
+SCAN_INLINE Bits as_bits(Vec a) {
+    Bits result;
+    memcpy(&result, &a, sizeof a);
+    return result;
+}
+SCAN_INLINE Vec as_floats(Bits a) {
+    Vec result;
+    memcpy(&result, &a, sizeof a);
+    return result;
+}
+
+#endif
+
+SCAN_INLINE Vec load(const float* from) {
+    Vec result;
+    memcpy(&result, from, sizeof result);
+    return result;
+}
+SCAN_INLINE void store(float* to, Vec value) { memcpy(to, &value, sizeof value); }
+
+// A NaN in `a` stays.
+SCAN_INLINE Vec at_least(Vec a, Vec low) { return select(a < low, low, a); }
+SCAN_INLINE Vec at_most(Vec a, Vec high) { return select(high < a, high, a); }
+
+SCAN_INLINE float sum(Vec a) {
+    float lane[WIDTH];
+    store(lane, a);
+    for (int half = WIDTH / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+// 2 ** a for -127 <= a <= 128, relative error below 2e-7. Zero from about -126.5 downwards, infinite from 127.5.
+// Adding 1.5 * 2**23 rounds a to an integer and leaves it in the low mantissa bits, ready to become an exponent.
+SCAN_INLINE Vec exp2_in_range(Vec a) {
+    const Vec magic = splat(12582912.0f + 127.0f);
+    const Vec rounded = a + magic;
+    const Vec r = a - (rounded - magic);
+    Vec p = splat(0.001326472719326087f);
+    p = p * r + splat(0.009671512639923946f);
+    p = p * r + splat(0.05550733743265194f);
+    p = p * r + splat(0.24022242085369003f);
+    p = p * r + splat(0.6931469775991541f);
+    p = p * r + splat(1.0f);
+    return p * as_floats(as_bits(rounded) << 23);
+}
+
+SCAN_INLINE Vec exp2_of(Vec a) { return exp2_in_range(at_most(at_least(a, splat(-127.0f)), splat(128.0f))); }
+
+// log2(1 + t) for 0 <= t <= 1, relative error below 2e-7 however small t is.
+SCAN_INLINE Vec log2_of_1_plus(Vec t) {
+    Vec p = splat(0.007549181651614454f);
+    p = p * t + splat(-0.04256706000345334f);
+    p = p * t + splat(0.11285619013274992f);
+    p = p * t + splat(-0.1971189671978252f);
+    p = p * t + splat(0.2756414109563068f);
+    p = p * t + splat(-0.35840847212292726f);
+    p = p * t + splat(0.48069295727510086f);
+    p = p * t + splat(-0.7213402080054822f);
+    p = p * t + splat(1.4426949974343393f);
+    return p * t;
+}
+
+// 2 ** -|v|: the part that softplus and its derivative share.
+SCAN_INLINE Vec exp2_of_minus_abs(Vec v) {
+    return exp2_in_range(at_least(as_floats(as_bits(v) | INT32_MIN), splat(-127.0f)));
+}
+
+// log2(1 + 2 ** v), softplus in base two. Where v is large this is v itself.
+SCAN_INLINE Vec softplus2(Vec v, Vec exp2_minus_abs) {
+    return at_least(v, splat(0.0f)) + log2_of_1_plus(exp2_minus_abs);
+}
+
+// Its derivative 1 / (1 + 2 ** -v), the logistic function in base two.
+SCAN_INLINE Vec softplus2_grad(Vec v, Vec exp2_minus_abs) {
+    const Vec one = splat(1.0f);
+    return select(v < splat(0.0f), exp2_minus_abs, one) / (one + exp2_minus_abs);
+}
+
+// a * b[0] + ... : c[m][n] = start + sum over k of a(m, k) * b[k][n], for one panel of ROWS rows, COLS vectors.
+template <int ROWS, int COLS, class A, class Start, class Finish>
+SCAN_INLINE void multiply_panel(int m, int inner, A a, const float* b, int b_stride, Start start, Finish finish) {
+    Vec acc[ROWS][COLS];
+    for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < COLS; ++j) acc[i][j] = start(m + i, j);
+    for (int k = 0; k < inner; ++k) {
+        Vec row[COLS];
+        for (int j = 0; j < COLS; ++j) row[j] = load(b + k * b_stride + j * WIDTH);
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec scale = splat(a(m + i, k));
+            for (int j = 0; j < COLS; ++j) acc[i][j] = scale * row[j] + acc[i][j];
+        }
+    }
+    for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < COLS; ++j) finish(m + i, j, acc[i][j]);
+}
+
+}  // namespace

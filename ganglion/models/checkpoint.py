@@ -165,9 +165,6 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     return _fit(tensors, model, ignored)[0]
 
 
-# -- reading -------------------------------------------------------------------------------------------------
-
-
 def _read(source: str | os.PathLike[str], sha256: str | None) -> Any:
     text = os.fspath(source)
     scheme = urlparse(text).scheme
@@ -257,9 +254,6 @@ def _read_file(path: Path, name: str) -> Any:
         raise CheckpointError(f"{name!r} is truncated or damaged ({error}). {expected}") from error
 
 
-# -- finding the network in what was read --------------------------------------------------------------------
-
-
 def _find_tensors(content: Any, weights: Weights, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of the one network in `content`, without prefix, and the names of what was left aside."""
     if not isinstance(content, Mapping):
@@ -299,9 +293,6 @@ def _pick_entries(content: Mapping[str, Any], weights: Weights, where: str) -> M
         raise CheckpointError(f"{where} has averaged weights only, under {averaged[0]!r}")
     chosen = raw if weights == "raw" else averaged or raw
     return content[chosen[0]] if chosen else content
-
-
-# -- fitting it to the model ---------------------------------------------------------------------------------
 
 
 def _fit(
@@ -352,9 +343,6 @@ def _reshape(tensor: Tensor, name: str, shape: torch.Size) -> Tensor:
             tensor.dtype
         )
     return tensor
-
-
-# -- wording -------------------------------------------------------------------------------------------------
 
 
 def _explain(report: LoadReport, model: nn.Module) -> str:

@@ -85,9 +85,6 @@ def assert_refused(model, source, *parts: str, error: type[Exception] = Checkpoi
     return info.value
 
 
-# -- names and shapes --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("golden", "target"), VMAMBAS.items(), ids=lambda v: str(v[1] or v[0]))
 def test_published_names_and_shapes_fit(golden, target):
     published = published_shapes(*golden)
@@ -164,9 +161,6 @@ def test_sparx_shapes_come_back():
     }
     with pytest.raises(ValueError, match="swin"):
         to_official(ours, "swin")
-
-
-# -- layouts -----------------------------------------------------------------------------------------------------
 
 
 def old_names(published):
@@ -313,7 +307,7 @@ def test_half_precision_file_keeps_the_models_dtype(model, published):
 
 
 def test_timm_builder_takes_published_files(model, published, tmp_path):
-    """pretrained=True with a published file, another number of classes and of channels, through timm's own loader."""
+    """pretrained=True with a published file, other numbers of classes and channels, through timm's loader."""
     torch.save({"model": published}, tmp_path / "release.pth")
     cfg = {"file": str(tmp_path / "release.pth"), "num_classes": 7, "input_size": (3, 64, 64)}
     built = timm.create_model(
@@ -325,9 +319,6 @@ def test_timm_builder_takes_published_files(model, published, tmp_path):
     stem = published["patch_embed.0.weight"].sum(1, keepdim=True)
     torch.testing.assert_close(state["stem.0.conv.weight"], stem)
     assert built.head.fc.out_features == 3
-
-
-# -- what does not match -----------------------------------------------------------------------------------------
 
 
 def test_mismatches_are_listed_and_strict_false_reports_them(model, published):
@@ -391,9 +382,6 @@ def test_meta_model_is_refused():
     model = timm.create_model("test_vmamba", device="meta")
     with pytest.raises(ValueError, match="meta device"):
         load_checkpoint(model, {})
-
-
-# -- files that are not checkpoints ------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -471,9 +459,6 @@ def test_wrong_places(model, tmp_path):
     assert_refused(model, tmp_path / "c.pth", "no tensors")
     torch.save([torch.zeros(1)], tmp_path / "l.pth")
     assert_refused(model, tmp_path / "l.pth", "holds one list")
-
-
-# -- downloads ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -125,6 +125,21 @@ class SpatialDMCA(nn.Module):
         return torch.cat([fine.flatten(2), coarse.flatten(2)], 2).unsqueeze(3)
 
 
+class MergedTokens(nn.Module):
+    """Keys and values of one earlier feature, (B, C, H, W) -> (B, 2 C, h, w): calibrated, merged, projected."""
+
+    def __init__(self, dim: int, sr_ratio: int, *, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm = nn.GroupNorm(1, dim, **dd)
+        self.calibrate = nn.Parameter(torch.ones(dim, 1, 1, **dd))
+        self.merge = spatial_reduction(dim, sr_ratio, dd)
+        self.project = Linear2d(dim, 2 * dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.merge(self.norm(x) * self.calibrate))
+
+
 class CrossAttention(nn.Module):
     """FcaFormer's spatial cross-attention ("SCA", Zhang, Hu and Wang 2023).
 
@@ -146,10 +161,7 @@ class CrossAttention(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.calibrate = nn.ParameterList([nn.Parameter(torch.ones(dim, 1, 1, **dd)) for _ in range(n_earlier)])
-        self.norms = nn.ModuleList([nn.GroupNorm(1, dim, **dd) for _ in range(n_earlier)])
-        self.merge = nn.ModuleList([spatial_reduction(dim, sr_ratio, dd) for _ in range(n_earlier)])
-        self.kv = nn.ModuleList([Linear2d(dim, 2 * dim, **dd) for _ in range(n_earlier)])
+        self.kv = nn.ModuleList([MergedTokens(dim, sr_ratio, **dd) for _ in range(n_earlier)])
         self.q = Linear2d(dim, dim, **dd)
         self.attention = SpatialAttention(groups)
         self.proj = Linear2d(dim, dim, **dd)
@@ -157,8 +169,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         tokens: list[Tensor] = []
-        for i, (norm, merge, kv) in enumerate(zip(self.norms, self.merge, self.kv)):
-            tokens.append(kv(merge(norm(earlier[i]) * self.calibrate[i])).flatten(2))
+        for i, kv in enumerate(self.kv):
+            tokens.append(kv(earlier[i]).flatten(2))
         k, v = torch.cat(tokens, 2).unsqueeze(3).chunk(2, 1)
         z = self.proj(self.attention(self.q(x), k, v))
         return self.in_proj(torch.cat([x, z], 1))

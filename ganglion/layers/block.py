@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -51,16 +52,16 @@ class Block(nn.Module):
         return x
 
 
-class IdentityScale(nn.Conv2d):
-    """A weight and a bias per channel, starting as the identity (SparX's LayerScale, on the skip path)."""
+class IdentityScale(nn.Module):
+    """A weight and a bias per channel, starting as the identity (SparX's LayerScale, on the skip path).
+
+    The weight has four axes, as the published depthwise 1x1 convolution, so that weight decay takes it the same way.
+    """
 
     def __init__(self, dim: int, *, device=None, dtype=None):
-        super().__init__(dim, dim, 1, groups=dim, device=device, dtype=dtype)
-
-    def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim, 1, 1, 1, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return torch.addcmul(self.bias.view(1, -1, 1, 1), x, self.weight.view(1, -1, 1, 1))

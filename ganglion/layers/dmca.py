@@ -7,6 +7,7 @@ the value is concatenated after its projection, and where nothing is reduced the
 from __future__ import annotations
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,10 +32,11 @@ class ChannelAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         B, C, H, W = v.shape
         size = C // self.groups
-        scale = torch.tensor((q.shape[2] * q.shape[3]) ** -0.5, dtype=q.dtype, device=q.device)
+        q_BLC = q.permute(0, 2, 3, 1).flatten(1, 2)
         if self.scale is not None:
-            scale = self.scale.to(q.dtype)
-        q_BLC = q.permute(0, 2, 3, 1).flatten(1, 2) * scale
+            q_BLC = q_BLC * self.scale.to(q.dtype)
+        else:
+            q_BLC = q_BLC * (q.shape[2] * q.shape[3]) ** -0.5
         k_BLC = k.permute(0, 2, 3, 1).flatten(1, 2)
         v_BLC = v.permute(0, 2, 3, 1).flatten(1, 2)
         z: list[Tensor] = []
@@ -86,9 +88,13 @@ class DMCA(nn.Module):
         z = self.attention(q, k, v)
         if not self.skip:
             return self.fuse(z)
-        if q.shape[2:] == x.shape[2:]:
-            x = q
-        return self.fuse([x] + z + [v])
+        return self.fuse([query_unless_reduced(q, x)] + z + [v])
+
+
+@torch.fx.wrap
+def query_unless_reduced(q: Tensor, x: Tensor) -> Tensor:
+    """The query if it has the size of the input, else the input."""
+    return q if q.shape[2:] == x.shape[2:] else x
 
 
 class Fusion(nn.Sequential):

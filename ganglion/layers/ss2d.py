@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +24,12 @@ _CASCADE = (
     Route(transpose=True, restart=True),
     Route(transpose=True, flip_rows=True, restart=True),
 )
+
+
+@torch.fx.wrap
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float64 if that is its dtype, else in float32: the precision in which the recurrence runs."""
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
 class SpatialSoftmax(nn.Module):
@@ -142,17 +149,16 @@ class SS2D(nn.Module):
     def _scan(self, x: Tensor, first: int, last: int) -> Tensor:
         """The sum of routes first .. last - 1 over x, (B, H, W, D)."""
         n_routes = last - first
-        work = torch.float64 if x.dtype == torch.float64 else torch.float32
         proj = F.linear(x, self.x_proj_weight[first:last].flatten(0, 1))
         start, stop = first * self.d_inner, last * self.d_inner
-        A = -torch.exp(self.A_logs[start:stop].to(work))
+        A = -torch.exp(at_least_float32(self.A_logs[start:stop]))
         y, _ = torch.ops.ganglion.scan2d(
             x.to(proj.dtype),
             proj,
-            self.dt_projs_weight[first:last].to(work),
-            self.dt_projs_bias[first:last].to(work),
+            at_least_float32(self.dt_projs_weight[first:last]),
+            at_least_float32(self.dt_projs_bias[first:last]),
             A.view(n_routes, self.d_inner, self.d_state),
-            self.Ds[start:stop].to(work).view(n_routes, self.d_inner),
+            at_least_float32(self.Ds[start:stop]).view(n_routes, self.d_inner),
             self.routes[first:last],
             self.backend,
         )

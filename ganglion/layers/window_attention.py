@@ -45,7 +45,8 @@ class WindowAttention2d(nn.Module):
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""
         qkv = self.in_proj(x, earlier).permute(0, 2, 3, 1)
         windows = partition(qkv, self.window, self.shift)
-        y = self.attention(windows, shift_mask(qkv, self.window, self.shift))
+        mask = shift_mask(qkv, self.window) if self.shift else None
+        y = self.attention(windows, mask)
         return merge(y, qkv, self.window, self.shift).permute(0, 3, 1, 2)
 
 
@@ -76,12 +77,10 @@ def merge(windows: Tensor, like: Tensor, window: int, shift: bool) -> Tensor:
 
 
 @torch.fx.wrap
-def shift_mask(like: Tensor, window: int, shift: bool) -> Tensor | None:
-    """0 between pixels that were neighbours before the shift, -100 between others: (windows, area, area)."""
+def shift_mask(like: Tensor, window: int) -> Tensor:
+    """0 between pixels of one window that were neighbours before the shift, else -100: (windows, area, area)."""
     H, W = like.shape[1], like.shape[2]
-    offset = _offset(H, W, window, shift)
-    if offset == 0:
-        return None
+    offset = _offset(H, W, window, True)
     region = _region(H, window, offset, like)[:, None] * 3 + _region(W, window, offset, like)[None, :]
     cut = partition(region[None, :, :, None], window, False)[:, :, 0]
     return (cut[:, None, :] != cut[:, :, None]).to(like.dtype) * -100.0

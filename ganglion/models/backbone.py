@@ -7,6 +7,7 @@ plan in which nothing is read. Features that no later layer reads are dropped at
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models._features import feature_take_indices
@@ -64,10 +65,15 @@ class PositionEmbedding(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        embed = self.weight
-        if embed.shape[2:] != x.shape[2:]:
-            embed = F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
-        return x + embed
+        return x + resize_like(self.weight, x)
+
+
+@torch.fx.wrap
+def resize_like(embed: Tensor, x: Tensor) -> Tensor:
+    """(1, C, h, w) -> (1, C, H, W), the size of x, bicubic."""
+    if embed.shape[2:] == x.shape[2:]:
+        return embed
+    return F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
 
 
 class Backbone(nn.Module):

@@ -17,7 +17,7 @@ from torch import nn
 from ..config import check_literals, check_positive, override
 from ..layers.aggregators import AggregatorName, make_aggregator
 from ..layers.basic import make_norm
-from ..layers.block import Block, IdentityScale
+from ..layers.block import Block
 from ..layers.mlp import ConvFFN, Mlp
 from ..layers.ss2d import SS2D
 from ..layers.stem import conv_stem, make_downsample, patch_stem
@@ -235,8 +235,8 @@ def _block(
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Every convolution and linear layer but the LayerScales, which start as the identity."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(module, IdentityScale):
+    """Every convolution and linear layer as published; the scan keeps its own."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -41,7 +41,7 @@ lint: $(INSTALLED)
 	$(PY) -m ruff format --check .
 
 types: $(INSTALLED)
-	$(PY) -m pyright
+	$(PY) -m pyright --pythonpath $(PY)
 
 format: $(INSTALLED)
 	$(PY) -m ruff check --fix .

@@ -1,8 +1,8 @@
 """pytest plugin for timm's tests/test_models.py: its tests of "every model" become tests of ours.
 
-timm collects what `timm.list_models` returns. Here that is this library's tiny models. An argument `module` is left
-out: it names those of timm's files whose models have some feature, and ours have them all. Tests of particular
-timm models are deselected.
+timm collects what `timm.list_models` returns. Here that is this library's tiny models. An argument `module`
+is left out: it names those of timm's files whose models have some feature, and ours have them all. Tests of
+particular timm models are deselected.
 """
 
 from __future__ import annotations

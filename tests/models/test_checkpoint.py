@@ -22,8 +22,10 @@ from ganglion.models.checkpoint import CheckpointError, checkpoint_filter_fn, lo
 from ganglion.models.official import to_ganglion, to_official
 from tests.golden_data import load
 
-#: Published name -> registered model with the same tensors.
-VMAMBAS = {
+#: Published file and case -> the model with the same tensors.
+PUBLISHED = {
+    ("sparx/sparx_mamba_t", None): ("sparx_mamba_tiny", {}),
+    ("sparx/sparx_mamba_s", None): ("sparx_mamba_small", {}),
     ("vmamba/vmamba_tiny_s1l8", None): ("vmamba_tiny_s1l8", {}),
     ("vmamba/vmamba_tiny_s1l8_backbone", None): ("vmamba_tiny_s1l8", {"out_norms": True, "num_classes": 0}),
     ("vmamba/vmamba_tiny_s2l5", None): ("vmamba_tiny_s2l5", {}),
@@ -64,6 +66,10 @@ def published(model):
     return to_official(weights, "vmamba")
 
 
+def rand_like(value):
+    return torch.randn(value.shape) if value.is_floating_point() else torch.full_like(value, 5)
+
+
 def snapshot(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
@@ -85,7 +91,7 @@ def assert_refused(model, source, *parts: str, error: type[Exception] = Checkpoi
     return info.value
 
 
-@pytest.mark.parametrize(("golden", "target"), VMAMBAS.items(), ids=lambda v: str(v[1] or v[0]))
+@pytest.mark.parametrize(("golden", "target"), PUBLISHED.items(), ids=lambda v: str(v[1] or v[0]))
 def test_published_names_and_shapes_fit(golden, target):
     published = published_shapes(*golden)
     model = timm.create_model(target[0], device="meta", **target[1])
@@ -96,26 +102,16 @@ def test_published_names_and_shapes_fit(golden, target):
     assert {k: v.shape for k, v in converted.items()} == own
 
 
-@pytest.mark.parametrize(
-    ("file", "case", "family"),
-    [(*key, "vmamba") for key in VMAMBAS]
-    + [("sparx/sparx_mamba_t", None, "sparx"), ("sparx/sparx_mamba_s", None, "sparx")],
-)
-def test_names_round_trip(file, case, family):
-    published = published_shapes(file, case)
-    names = to_ganglion(published)
-    assert len(set(names.values())) == len(published)
-    parts = ("stem.", "stages.", "norm.", "head.fc.", "out_norms.", "pos_embed.")
-    assert all(name.startswith(parts) for name in names.values())
-    ours = {}
-    for name, value in published.items():
-        if name.endswith("x_proj_weight"):
-            value = value.reshape(4, -1, value.shape[-1 if family == "vmamba" else -2])
-        elif value.shape[2:] == (1, 1) and value.shape[1] > 1:
-            value = value[:, :, 0, 0]
-        ours[names[name]] = value
-    back = to_official(ours, family)
-    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in published.items()}
+@pytest.mark.parametrize(("golden", "target"), PUBLISHED.items(), ids=lambda v: str(v[1] or v[0]))
+def test_own_state_dicts_go_back_to_published_names_and_shapes(golden, target):
+    published = published_shapes(*golden)
+    model = timm.create_model(target[0], device="meta", **target[1])
+    family = golden[0].split("/")[0]
+    back = {k: v.shape for k, v in to_official(model.state_dict(), family).items()}
+    if golden[0].endswith("_backbone"):
+        back = {k: s for k, s in back.items() if not k.startswith("classifier.")}
+    assert back == {k: v.shape for k, v in published.items()}
+    assert len(set(to_ganglion(published).values())) == len(published)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +128,7 @@ def test_names_round_trip(file, case, family):
         ("layers.1.blocks.1.op.in_proj.2.bias", "stages.1.blocks.1.mixer.in_proj.fuse.2.bias"),
         ("layers.1.blocks.1.op.d_proj.3.weight", "stages.1.blocks.1.mixer.in_proj.d_proj.3.weight"),
         ("layers.1.blocks.1.op.q.0.1.weight", "stages.1.blocks.1.mixer.in_proj.q.0.1.weight"),
-        ("layers.1.blocks.1.op.scale", "stages.1.blocks.1.mixer.in_proj.scale"),
+        ("layers.1.blocks.1.op.scale", "stages.1.blocks.1.mixer.in_proj.attention.scale"),
         ("layers.1.blocks.1.op.A_logs", "stages.1.blocks.1.mixer.A_logs"),
         ("layers.2.blocks.1.layerscale_2.bias", "stages.2.blocks.1.ls2.bias"),
         ("layers.2.blocks.1.mlp.dwconv.bias", "stages.2.blocks.1.mlp.dwconv.bias"),
@@ -232,6 +228,19 @@ def test_layouts(layout, downsample):
     assert_same(model.state_dict(), expected)
     assert report.complete and report.layout == "vmamba" and set(report.loaded) == set(expected)
     assert report.ignored == (("decode_head.conv.weight",) if layout == "mmseg" else ())
+
+
+def test_sparx_dense_layouts():
+    """Detection: a learned scale, and a norm for every map of the pyramid, beside a neck."""
+    model = timm.create_model("test_sparx_mamba", num_classes=0, learned_scale=True, out_norms=True)
+    expected = {k: rand_like(v) for k, v in model.state_dict().items()}
+    published = to_official(expected, "sparx")
+    assert {"norm.0.weight", "norm.3.bias"} <= published.keys()
+    assert any(k.endswith(".op.scale") for k in published)
+    detector = {"state_dict": under("backbone.", published) | {"neck.lateral.weight": torch.zeros(2)}}
+    report = load_checkpoint(model, detector)
+    assert_same(model.state_dict(), expected)
+    assert report.complete and report.layout == "sparx" and report.ignored == ("neck.lateral.weight",)
 
 
 def test_old_vanilla_names():

@@ -165,8 +165,8 @@ def _run(
         element=_ELEMENTS[x.dtype],
         **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
     )
-    floats = getattr(library, f"ganglion_scan_{direction}_workspace")(isa, ctypes.byref(scan))
-    workspace = torch.empty(scan.threads, floats, dtype=torch.float32)
+    floats = library.ganglion_scan_workspace(isa, ctypes.byref(scan))
+    workspace = torch.empty(floats, dtype=torch.float32)
     scan.workspace = workspace.data_ptr()
     getattr(library, f"ganglion_scan_{direction}")(isa, ctypes.byref(scan))
 
@@ -208,7 +208,7 @@ def _library() -> ctypes.CDLL | str:
     except OSError as error:
         return f"{path} does not load ({error}): build it again on this machine with `pip install .`"
     library.ganglion_scan_name.restype = ctypes.c_char_p
-    for name in ("size", "forward_workspace", "backward_workspace"):
+    for name in ("size", "workspace"):
         getattr(library, f"ganglion_scan_{name}").restype = ctypes.c_int64
     for name in ("forward", "backward"):
         getattr(library, f"ganglion_scan_{name}").restype = None

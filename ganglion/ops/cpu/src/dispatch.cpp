@@ -78,11 +78,9 @@ EXPORT int32_t ganglion_scan_threaded() {
 #endif
 }
 
-EXPORT int64_t ganglion_scan_forward_workspace(int32_t index, const Scan* scan) {
-    return variants[index].kernels->forward_workspace(*scan);
-}
-EXPORT int64_t ganglion_scan_backward_workspace(int32_t index, const Scan* scan) {
-    return variants[index].kernels->backward_workspace(*scan);
+// Floats that `workspace` must have. The direction is backward if grad_y is given.
+EXPORT int64_t ganglion_scan_workspace(int32_t index, const Scan* scan) {
+    return variants[index].kernels->workspace(*scan);
 }
 EXPORT void ganglion_scan_forward(int32_t index, const Scan* scan) { variants[index].kernels->forward(*scan); }
 EXPORT void ganglion_scan_backward(int32_t index, const Scan* scan) { variants[index].kernels->backward(*scan); }

@@ -25,7 +25,7 @@ struct Scan {
     const float* A;              // (K, D, N)
     const float* D;              // (K, D) or null
     float* carry;                // (B, K, ceil(L / CHUNK), N, D), written by forward, read by backward
-    float* workspace;            // (threads, floats per thread)
+    float* workspace;            // see Kernels
     void* y;                     // (B, L, D)
     const void* grad_y;          // (B, L, D)
     void* grad_x;                // (B, L, D)
@@ -33,13 +33,18 @@ struct Scan {
     float* grad_dt_weight;       // (groups, K, D, R), likewise for these four
     float* grad_dt_bias;         // (groups, K, D)
     float* grad_A;               // (groups, K, D, N)
-    float* grad_D;               // (groups, D) or null, the sum that every route's gradient of D is
+    float* grad_D;               // (groups, D) or null: the gradient of each route's D
+
+    bool backward() const { return grad_y != nullptr; }
+    int64_t pixels() const { return height * width; }
+    int64_t per_route() const { return rank + 2 * state; }
+    int64_t blocks() const { return (channels + BLOCK - 1) / BLOCK; }
+    int64_t chunks() const { return (pixels() + CHUNK - 1) / CHUNK; }
 };
 
-// The same kernels, compiled once per instruction set. The workspaces are in floats per thread.
+// The same kernels, compiled once per instruction set.
 struct Kernels {
-    int64_t (*forward_workspace)(const Scan&);
-    int64_t (*backward_workspace)(const Scan&);
+    int64_t (*workspace)(const Scan&);    // floats, for the direction that the call is set up for
     void (*forward)(const Scan&);
     void (*backward)(const Scan&);
 };

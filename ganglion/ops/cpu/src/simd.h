@@ -10,6 +10,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #define SCAN_INLINE __forceinline
 #else
@@ -31,10 +35,25 @@ constexpr int WIDTH = 4;
 typedef float Vec __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Bits __attribute__((vector_size(4 * WIDTH)));
 
-SCAN_INLINE Vec splat(float value) { return Vec{} + value; }
+// `value - 0`, unlike `value + 0`, is `value` also for a negative zero, and so costs no operation.
+SCAN_INLINE Vec splat(float value) { return value - Vec{}; }
 SCAN_INLINE Bits as_bits(Vec a) { return (Bits)a; }
 SCAN_INLINE Vec as_floats(Bits a) { return (Vec)a; }
-SCAN_INLINE Vec select(Bits mask, Vec yes, Vec no) { return (Vec)((mask & (Bits)yes) | (~mask & (Bits)no)); }
+SCAN_INLINE Vec select(Bits mask, Vec yes, Vec no) { return mask ? yes : no; }
+// A NaN in `a` stays: x86's max and min return their second operand then, and compilers miss that this is meant.
+#if defined(__AVX512F__)
+SCAN_INLINE Vec at_least(Vec a, Vec low) { return (Vec)_mm512_max_ps((__m512)low, (__m512)a); }
+SCAN_INLINE Vec at_most(Vec a, Vec high) { return (Vec)_mm512_min_ps((__m512)high, (__m512)a); }
+#elif defined(__AVX__)
+SCAN_INLINE Vec at_least(Vec a, Vec low) { return (Vec)_mm256_max_ps((__m256)low, (__m256)a); }
+SCAN_INLINE Vec at_most(Vec a, Vec high) { return (Vec)_mm256_min_ps((__m256)high, (__m256)a); }
+#elif defined(__SSE__)
+SCAN_INLINE Vec at_least(Vec a, Vec low) { return (Vec)_mm_max_ps((__m128)low, (__m128)a); }
+SCAN_INLINE Vec at_most(Vec a, Vec high) { return (Vec)_mm_min_ps((__m128)high, (__m128)a); }
+#else
+SCAN_INLINE Vec at_least(Vec a, Vec low) { return select(a < low, low, a); }
+SCAN_INLINE Vec at_most(Vec a, Vec high) { return select(high < a, high, a); }
+#endif
 
 #else
 
@@ -59,6 +78,8 @@ SCAN_INLINE Bits operator<(Vec a, Vec b) { SCAN_LANES(Bits, a.lane[i] < b.lane[i
 SCAN_INLINE Bits operator|(Bits a, int32_t b) { SCAN_LANES(Bits, a.lane[i] | b) }
 SCAN_INLINE Bits operator<<(Bits a, int b) { SCAN_LANES(Bits, (int32_t)((uint32_t)a.lane[i] << b)) }
 SCAN_INLINE Vec select(Bits mask, Vec yes, Vec no) { SCAN_LANES(Vec, mask.lane[i] ? yes.lane[i] : no.lane[i]) }
+SCAN_INLINE Vec at_least(Vec a, Vec low) { return select(a < low, low, a); }
+SCAN_INLINE Vec at_most(Vec a, Vec high) { return select(high < a, high, a); }
 #undef SCAN_LANES
 SCAN_INLINE Bits as_bits(Vec a) {
     Bits result;
@@ -80,9 +101,6 @@ SCAN_INLINE Vec load(const float* from) {
 }
 SCAN_INLINE void store(float* to, Vec value) { memcpy(to, &value, sizeof value); }
 
-// A NaN in `a` stays.
-SCAN_INLINE Vec at_least(Vec a, Vec low) { return select(a < low, low, a); }
-SCAN_INLINE Vec at_most(Vec a, Vec high) { return select(high < a, high, a); }
 
 SCAN_INLINE float sum(Vec a) {
     float lane[WIDTH];

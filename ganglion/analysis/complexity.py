@@ -1,19 +1,20 @@
 """What a network costs: parameters, FLOPs and the memory of its activations, from shapes alone.
 
-Nothing is computed: FLOPs are counted on meta tensors, memory on fake ones, so a network of 100 M parameters at
-1024 x 1024 takes well under a second and no memory.
+Nothing is computed: FLOPs are counted on meta tensors, memory on fake ones, so a network of 100 M parameters
+at 1024 x 1024 takes well under a second and no memory.
 
 One FLOP is one multiply-accumulate, counted as both papers count:
 
-    convolution, linear layer, matrix product      their multiply-accumulates, without the bias
-    LayerNorm, GroupNorm                           5 per element, 4 without affine parameters
-    BatchNorm at inference                         2 per element, 1 without affine parameters
-    average pooling                                1 per element read
-    selective scan                                 9 N + 1 per (batch, route, channel, pixel)
-    projection of the step sizes                   R per (batch, route, channel, pixel)
-    SparX's scale of the identity path             1 per element, as the depthwise convolution it was published as
-    softmax attention (scaled_dot_product_...)     left out, as in both papers; counted apart
-    everything else                                0
+    convolution, linear layer, matrix product    their multiply-accumulates, without the bias
+    LayerNorm, GroupNorm                         5 per element, 4 without affine parameters
+    BatchNorm at inference                       2 per element, 1 without affine parameters
+    average pooling of a map                     1 per element read
+    selective scan                               9 N + 1 per (batch, route, channel, pixel)
+    projection of the step sizes                 R per (batch, route, channel, pixel)
+    SparX's scale of the identity path           1 per element, as its published form, a depthwise convolution
+    scaled_dot_product_attention                 left out, as the papers' counter does not know it; counted
+    and DMCA's channel attention                 apart
+    everything else                              0
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import ops  # noqa: F401 - registers the operators that are given formulas here
 from ..layers.block import IdentityScale
+from ..layers.dmca import ChannelAttention
 
 aten = torch.ops.aten
 
@@ -73,7 +75,7 @@ def complexity(
 ) -> Complexity:
     """Count parameters and FLOPs at inference of one image of shape (1, in_chans, *img_size).
 
-    model: any module that maps images to a tensor, on any device, meta included; neither it nor its mode is changed.
+    model: any module that maps images to a tensor, on any device, meta included; it is not changed.
     img_size: height and width in pixels, or one number for both.
     attention: include the FLOPs of softmax attention.
 
@@ -89,17 +91,17 @@ def complexity(
         for module in model.modules():
             if isinstance(module, IdentityScale):
                 stack.enter_context(counter.elementwise(module))
+            elif isinstance(module, ChannelAttention):
+                stack.enter_context(counter.attention(module))
         stack.enter_context(_inference(model))
         stack.enter_context(counter)
-        stack.enter_context(_AttentionCounter(counter))
+        stack.enter_context(_Functions(counter))
         state = {name: t.to("meta") for name, t in _state(model)}
         functional_call(model, state, torch.empty(1, in_chans, height, width, device="meta"))
 
     params = {name: sum(p.numel() for p in m.parameters()) for name, m in parts.items()}
     total = sum(p.numel() for p in model.parameters())
-    rows = [
-        Part(name=n, params=params[n], flops=counter.by_part[n], output=shapes.get(n, ())) for n in parts
-    ]
+    rows = [Part(name=n, params=params[n], flops=counter.by_part[n], output=shapes.get(n, ())) for n in parts]
     rest = Part(
         name="other",
         params=total - sum(params.values()),
@@ -129,10 +131,10 @@ def activation_memory(
 ) -> int:
     """Peak bytes of all tensors alive at once, without the parameters and buffers.
 
-    mode: "inference" runs the forward pass in eval mode without gradients; "training" a forward pass in train mode
-        and the backward pass, whose peak includes the gradients of the parameters so far.
-    dtype: of the parameters, buffers and images. device: where the tensors pretend to be, which decides what some
-        of PyTorch's own operators keep.
+    mode: "inference" runs the forward pass in eval mode without gradients; "training" a forward pass in train
+        mode and the backward pass, whose peak includes the gradients of the parameters so far.
+    dtype: of the parameters, buffers and images.
+    device: where the tensors pretend to be, which decides what some of PyTorch's own operators keep.
 
     The image is included; what an operator needs inside itself and what the allocator adds are not.
 
@@ -149,27 +151,29 @@ def activation_memory(
         state = {}
         for name, t in _state(model):
             kind = dtype if t.is_floating_point() else t.dtype
-            state[name] = torch.empty(t.shape, dtype=kind, device=device, requires_grad=t.requires_grad and training)
+            state[name] = torch.empty(t.shape, dtype=kind, device=device)
+            state[name].requires_grad_(t.requires_grad and training)
         live = stack.enter_context(_LiveBytes(ignore=state.values()))
         out = functional_call(model, state, torch.empty(shape, dtype=dtype, device=device))
         if training:
-            sum(t.sum() for t in tree_leaves(out) if isinstance(t, Tensor)).backward()
+            leaves = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+            torch.stack([t.sum() for t in leaves]).sum().backward()
         return live.peak
 
 
 def missing_formulas() -> list[str]:
     """Operators of this library without a FLOP formula."""
-    names = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("ganglion::")}
-    packets = {name: getattr(torch.ops.ganglion, name.removeprefix("ganglion::")) for name in names}
-    return sorted(name for name, packet in packets.items() if packet not in flop_registry)
+    every = torch._C._dispatch_get_all_op_names()
+    names = {name.split(".")[0].split("::")[1] for name in every if name.startswith("ganglion::")}
+    return sorted(name for name in names if getattr(torch.ops.ganglion, name) not in flop_registry)
 
 
 def _scan_macs(pixels: int, channels: int, d_state: int) -> int:
     return pixels * channels * (9 * d_state + 1)
 
 
-# torch's registry counts two per multiply-accumulate. A backward pass is counted as two forward ones, as for a
-# convolution: what the operators recompute is not model FLOPs.
+# torch's registry counts two per multiply-accumulate. A backward pass counts as two forward ones, as for a
+# convolution; what an operator recomputes in it does not count.
 
 
 @register_flop_formula(torch.ops.ganglion.scan2d)
@@ -228,27 +232,26 @@ _FORMULAS: dict[Any, Callable[[tuple, Any], int]] = {
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Adds up multiply-accumulates by the part of the network that runs."""
+    """Adds up multiply-accumulates by the part of the network that runs, softmax attention apart."""
 
-    def __init__(self, attention: bool):
+    def __init__(self, with_attention: bool):
         super().__init__()
         self.by_part: Counter[str] = Counter()
         self.attention_flops = 0
-        self._attention = attention
+        self._with_attention = with_attention
         self._part = ""
-        self._paused = False
+        self._in_attention = self._paused = False
 
     def add(self, macs: int) -> None:
-        self.by_part[self._part] += macs
-
-    def add_attention(self, macs: int) -> None:
-        self.attention_flops += macs
-        if self._attention:
-            self.add(macs)
+        """Book what the part that runs has cost."""
+        if self._in_attention:
+            self.attention_flops += macs
+        if not self._in_attention or self._with_attention:
+            self.by_part[self._part] += macs
 
     @contextmanager
     def part(self, name: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> Iterator[None]:
-        """Books what runs inside of `module` under `name`."""
+        """Book what runs inside of `module` under `name`."""
 
         def enter(*args) -> None:
             self._part = name
@@ -257,29 +260,37 @@ class _FlopCounter(TorchDispatchMode):
             self._part = ""
             shapes[name] = tuple(out.shape[1:]) if isinstance(out, Tensor) else ()
 
-        hooks = module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
-        try:
+        with _hooked(module, enter, leave):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+    @contextmanager
+    def attention(self, module: nn.Module) -> Iterator[None]:
+        """Book what runs inside of `module` as attention."""
+
+        def enter(*args) -> None:
+            self._in_attention = True
+
+        def leave(*args) -> None:
+            self._in_attention = False
+
+        with _hooked(module, enter, leave):
+            yield
 
     @contextmanager
     def elementwise(self, module: nn.Module) -> Iterator[None]:
-        """Counts 1 for each element that `module` returns."""
-        hook = module.register_forward_hook(lambda module, args, out: self.add(out.numel()))
-        try:
+        """Count 1 for each element that `module` returns."""
+        with _hooked(module, lambda *args: None, lambda module, args, out: self.add(out.numel())):
             yield
-        finally:
-            hook.remove()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._paused = True
+    def fixed(self, attention: int = 0) -> Iterator[None]:
+        """Book `attention` for whatever runs here."""
+        self._paused = self._in_attention = True
+        self.add(attention)
         try:
             yield
         finally:
-            self._paused = False
+            self._paused = self._in_attention = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -292,13 +303,17 @@ class _FlopCounter(TorchDispatchMode):
                 self.add(flop_registry[packet](*args, **kwargs, out_val=out) // 2)
             elif func.namespace == "ganglion":
                 raise LookupError(
-                    f"no FLOP formula for {func}: add one with register_flop_formula in ganglion/analysis/complexity.py"
+                    f"no FLOP formula for {func}: add one with register_flop_formula in {__name__}"
                 )
         return out
 
 
-class _AttentionCounter(TorchFunctionMode):
-    """Books softmax attention apart, however it is computed on the device at hand."""
+class _Functions(TorchFunctionMode):
+    """Functions that have to be counted before they are taken apart.
+
+    Attention goes by its arguments, as how it is computed differs from device to device. A pool over one
+    axis (DMCA's means of channels) would look like a pool over a map, the only one that the papers count.
+    """
 
     def __init__(self, counter: _FlopCounter):
         super().__init__()
@@ -306,14 +321,15 @@ class _AttentionCounter(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        with self._counter.paused():
-            out = func(*args, **kwargs)
-        query, key, value = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
-        pairs = math.prod(query.shape[:-1]) * key.shape[-2]
-        self._counter.add_attention(pairs * (query.shape[-1] + value.shape[-1]))
-        return out
+        if func is F.scaled_dot_product_attention:
+            query, key, value = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
+            pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+            with self._counter.fixed(attention=pairs * (query.shape[-1] + value.shape[-1])):
+                return func(*args, **kwargs)
+        if func is F.adaptive_avg_pool1d:
+            with self._counter.fixed():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -361,14 +377,24 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Direct children; a sequence of like modules (the stages) is taken apart."""
+    """Direct children; a plain sequence of like modules (the stages) is taken apart."""
     for name, child in model.named_children():
-        kinds = {type(m) for m in child.children()}
-        is_sequence = isinstance(child, (nn.Sequential, nn.ModuleList))
-        if isinstance(child, nn.ModuleList) or (is_sequence and len(child) > 1 and len(kinds) == 1):
+        if type(child) is nn.ModuleList or (
+            type(child) is nn.Sequential and len({type(m) for m in child}) == 1 < len(child)
+        ):
             yield from ((f"{name}.{i}", m) for i, m in child.named_children())
-        elif any(True for _ in child.parameters()) or not isinstance(child, nn.Identity):
+        elif not isinstance(child, nn.Identity):
             yield name, child
+
+
+@contextmanager
+def _hooked(module: nn.Module, before: Callable, after: Callable) -> Iterator[None]:
+    hooks = module.register_forward_pre_hook(before), module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _NORMAL, _GANGLION, _INPUT = "#c9d6e8", "#e8a87c", "#ffffff"
 _INTRA, _INTER, _STAGE = "#3d6fb4", "#c0562b", "#4f8a4c"
+_EDGE = "#444444"
 _STEP, _BOX = 1.0, 0.52
 
 
@@ -24,8 +25,9 @@ def plot_connections(model: nn.Module | Plan | Sequence[Plan], path: str | Path 
     model: a network whose `stages` have a `plan`, one `Plan`, or one for each stage.
     path: where to save the picture, if given; its suffix (.png, .svg, .pdf) decides the format.
 
-    Above the layers run the intra-connections, from normal layers, and those from the stage's input; below them the
-    inter-connections, from ganglion to ganglion. Returns the matplotlib figure, which belongs to no window.
+    Above the layers run the intra-connections, from normal layers, and those from the stage's input; below
+    them the inter-connections, from ganglion to ganglion. Returns the matplotlib figure, which belongs to no
+    window.
 
     Raises TypeError if there is no plan in `model`, ImportError if matplotlib is not installed.
     """
@@ -62,7 +64,7 @@ def _plans(model: nn.Module | Plan | Sequence[Plan]) -> list[Plan]:
     if isinstance(model, Plan):
         return [model]
     source = getattr(model, "stages", model)
-    found = [getattr(stage, "plan", stage) for stage in source] if hasattr(source, "__iter__") else []
+    found = [getattr(stage, "plan", stage) for stage in source] if isinstance(source, Iterable) else []
     if not found or not all(isinstance(plan, Plan) for plan in found):
         raise TypeError(
             f"{type(model).__name__} has no connection plans: expected a network whose stages have a .plan, "
@@ -113,11 +115,11 @@ def _draw(axes: Axes, plan: Plan) -> None:
         axes.add_patch(
             FancyBboxPatch(
                 (x - _BOX / 2 + 0.05, -_BOX / 2 + 0.05), _BOX - 0.1, _BOX - 0.1, boxstyle="round,pad=0.05",
-                facecolor=_GANGLION if plan.is_ganglion(layer) else _NORMAL, edgecolor="#444444", linewidth=0.8,
+                facecolor=_GANGLION if plan.is_ganglion(layer) else _NORMAL, edgecolor=_EDGE, linewidth=0.8,
             )
         )  # fmt: skip
         axes.text(x, 0, str(layer), ha="center", va="center", fontsize=7.5)
-    axes.add_patch(Circle((-_STEP, 0), _BOX / 2, facecolor=_INPUT, edgecolor="#444444", linewidth=0.8))
+    axes.add_patch(Circle((-_STEP, 0), _BOX / 2, facecolor=_INPUT, edgecolor=_EDGE, linewidth=0.8))
     axes.text(-_STEP, 0, "in", ha="center", va="center", fontsize=7)
 
     for source, target, colour, side in _edges(plan):
@@ -140,8 +142,8 @@ def _legend() -> list:
     from matplotlib.patches import Patch
 
     return [
-        Patch(facecolor=_NORMAL, edgecolor="#444444", label="normal layer"),
-        Patch(facecolor=_GANGLION, edgecolor="#444444", label="ganglion layer"),
+        Patch(facecolor=_NORMAL, edgecolor=_EDGE, label="normal layer"),
+        Patch(facecolor=_GANGLION, edgecolor=_EDGE, label="ganglion layer"),
         Line2D([], [], color="#555555", label="a layer's own input"),
         Line2D([], [], color=_INTRA, label="intra-connection"),
         Line2D([], [], color=_INTER, label="inter-connection"),

@@ -282,7 +282,7 @@ _STUDIES: dict[str, dict[str, Any]] = {
     "m2": {"window": 2},
     "m4": {"cross_stage": (False, False, True, False)},
     "dgc": {"connections": "dgc"},
-    "dsn": {"connections": "dsn"},
+    "dsn": {"connections": "dsn", "start": (1, 0, 0, 0)},
     "concat": {"aggregator": "concat"},
     "no_cgca": {"aggregator": "no_cgca"},
     "csa": {"aggregator": "csa"},

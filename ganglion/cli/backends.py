@@ -1,0 +1,23 @@
+"""The scan's backends, from fast to slow, and why one is not available."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..ops import backends
+
+    found = backends()
+    if args.json:
+        print(json.dumps([asdict(status) for status in found], indent=2))
+        return 0
+    for status in found:
+        print(f"{status.name:8} {'available' if status.available else 'not available: ' + status.reason}")
+    return 0

@@ -1,0 +1,154 @@
+"""Parameters, FLOPs, memory and connections of a network, or the papers' tables beside ours.
+
+Everything is counted from shapes: no weights are made and nothing is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..analysis.comparison import Comparison
+    from ..models.connections import Plan
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="a network of this library or of timm")
+    parser.add_argument(
+        "--img-size",
+        type=_positive,
+        nargs="+",
+        default=None,
+        metavar="N",
+        help="one side, or height and width, in pixels",
+    )
+    parser.add_argument("--batch-size", type=_positive, default=1, help="images in the memory figures (1)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the memory figures")
+    parser.add_argument("--attention", action="store_true", help="count softmax attention; the papers do not")
+    parser.add_argument("--paper", action="store_true", help="the papers' params and FLOPs beside ours")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.paper == (args.model is not None):
+        args.parser.error("expected either a model or --paper")
+    if args.paper:
+        return _paper(args)
+    if args.img_size is not None and len(args.img_size) > 2:
+        args.parser.error(f"--img-size {' '.join(map(str, args.img_size))}: expected one or two numbers")
+    return _model(args)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _model(args: argparse.Namespace) -> int:
+    import timm
+    import torch
+
+    from ..analysis.complexity import activation_memory, complexity
+    from ..errors import unknown
+
+    if not timm.is_model(args.model):
+        args.parser.error(unknown("model", args.model, _own_models()))
+    sides = args.img_size or [224]
+    size = (sides[0], sides[-1])
+    model = timm.create_model(args.model, device="meta")
+    cost = complexity(model, size, attention=args.attention)
+    options = {"batch_size": args.batch_size, "dtype": getattr(torch, args.dtype)}
+    memory = {
+        mode: activation_memory(model, size, mode=mode, **options) for mode in ("inference", "training")
+    }
+    plans = [stage.plan for stage in getattr(model, "stages", ()) if hasattr(stage, "plan")]
+    if args.json:
+        report = {"model": args.model, **asdict(cost), "batch_size": args.batch_size, "dtype": args.dtype}
+        report["activation_memory"] = memory
+        report["connections"] = [[list(read) for read in plan.reads] for plan in plans]
+        print(json.dumps(report, indent=2))
+        return 0
+
+    attention = ""
+    if cost.attention_flops:
+        included = "included" if args.attention else "left out"
+        attention = f", {cost.attention_flops / 1e9:.4f} G of softmax attention {included}"
+    print(f"{args.model} at {size[0]} x {size[1]}")
+    print(f"  parameters   {cost.params / 1e6:.3f} M")
+    print(f"  FLOPs        {cost.flops / 1e9:.4f} G (1 multiply-accumulate = 1{attention})")
+    per = f"batch {args.batch_size}, {args.dtype}"
+    print(f"  activations  inference {memory['inference'] / 2**20:.1f} MiB, ", end="")
+    print(f"training step {memory['training'] / 2**20:.1f} MiB ({per})\n")
+    rows = [
+        (part.name, f"{part.params / 1e6:.3f}", f"{part.flops / 1e9:.4f}", " x ".join(map(str, part.output)))
+        for part in cost.parts
+    ]
+    _print_table(("part", "params M", "FLOPs G", "output"), rows, right={1, 2})
+    if plans:
+        print("\nconnections (g ganglion, n normal, S the stage's input)")
+        for i, plan in enumerate(plans):
+            print(f"  stages.{i}  {_describe(plan)}")
+    return 0
+
+
+def _own_models() -> list[str]:
+    import timm
+
+    own = "ganglion."
+    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(own)]
+
+
+def _describe(plan: Plan) -> str:
+    """For example `0g[S] 1n 2g[1n 0g]`."""
+
+    def name(i: int) -> str:
+        return "S" if i < 0 else f"{i}{'g' if plan.is_ganglion(i) else 'n'}"
+
+    layers = []
+    for i, read in enumerate(plan.reads):
+        layers.append(name(i) + (f"[{' '.join(map(name, read))}]" if read else ""))
+    return " ".join(layers)
+
+
+def _paper(args: argparse.Namespace) -> int:
+    from ..analysis.comparison import compare
+
+    found = compare()
+    if args.json:
+        print(json.dumps([asdict(cell) for cell in found], indent=2))
+        return 0
+    header = ("table", "row", "network", "size", "", "paper", "measured", "difference", "")
+    _print_table(header, map(_row, found), right={3, 5, 6, 7})
+    agree = sum(cell.agrees for cell in found)
+    print(f"\n{agree} of {len(found)} numbers agree to the printed digits.")
+    return 0
+
+
+def _row(cell: Comparison) -> tuple[str, ...]:
+    return (
+        cell.table,
+        cell.row,
+        cell.model,
+        str(cell.img_size),
+        cell.quantity,
+        f"{cell.paper} {cell.unit}",
+        f"{cell.measured:.4f}",
+        "" if cell.agrees else f"{cell.difference:+.4f}",
+        "" if cell.agrees else cell.note,
+    )
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]) -> None:
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = zip(line, widths, strict=True)
+        padded = (text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(cells))
+        print(("  " + "  ".join(padded)).rstrip())

@@ -1,0 +1,58 @@
+"""Every number the papers print for our networks, against what they cost here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ganglion.analysis.comparison import Comparison, compare
+from ganglion.analysis.published import ROWS, Row
+from ganglion.cli import main
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Comparison]:
+    return compare()
+
+
+def test_every_cell_agrees_or_says_why_not(found):
+    unexplained = [c for c in found if not c.agrees and not c.note]
+    assert [f"{c.table}, {c.row}: {c.measured:.4f}, {c.paper} printed" for c in unexplained] == []
+
+
+def test_no_note_without_a_reason(found):
+    """A note on a cell that agrees would excuse a later mistake."""
+    assert [f"{c.table}, {c.row}: {c.note}" for c in found if c.agrees and c.note] == []
+
+
+def test_nothing_is_far_off(found):
+    """Cells with a note included: the misprint of Table 7 and the Swin-B row are the largest."""
+    assert max(abs(c.difference) / float(c.paper) for c in found) < 0.05
+
+
+def test_all_tables_are_there(found):
+    cells = {(c.table, c.row, c.quantity) for c in found}
+    assert len(cells) == len(found) == 2 * len(ROWS), "every row prints both"
+    tables = {c.table for c in found}
+    assert tables >= {f"VMamba Table {i}" for i in (1, 4, 5)} | {"VMamba steps"}
+    assert tables >= {f"SparX Table {i}" for i in (2, 5, 6, 7, 8, 9, 10, 15)}
+
+
+def test_a_wrong_number_is_seen():
+    row = Row(table="t", row="r", model="test_vmamba", params="0.1", flops="9.99", img_size=32)
+    params, flops = compare([row])
+    assert (params.unit, flops.unit) == ("M", "G")
+    assert flops.agrees is False
+    assert flops.difference == pytest.approx(flops.measured - 9.99)
+
+
+def test_command(found, monkeypatch, capsys):
+    monkeypatch.setattr("ganglion.analysis.comparison.compare", lambda: found)
+    assert main(["info", "--paper", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [cell["measured"] for cell in report] == [cell.measured for cell in found]
+    assert main(["info", "--paper"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(found) + 3
+    assert f"{sum(cell.agrees for cell in found)} of {len(found)} numbers agree" in out

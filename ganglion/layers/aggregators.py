@@ -9,7 +9,7 @@ FLOPs come to the row of the paper.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class Concat(nn.Module):
 
     def __init__(self, dim: int, n_earlier: int, out_channels: int, *, device=None, dtype=None):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         width = (n_earlier + 1) * dim
         self.norm = nn.GroupNorm(1, width, **dd)
         self.ffn = ConvFFN(width, 2 * dim, out_channels, **dd)
@@ -44,7 +44,7 @@ class ConcatQueryValue(nn.Module):
 
     def __init__(self, dim: int, n_earlier: int, out_channels: int, *, device=None, dtype=None):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
         self.d_proj = project_earlier(dim, n_earlier, dim, dd)
         self.q = nn.Sequential(*conv_bn(dim, dd))
@@ -95,7 +95,7 @@ class SpatialDMCA(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.sr_ratio, self.multi_scale = sr_ratio, multi_scale
         self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
         self.d_proj = project_earlier(dim, n_earlier, 2 * dim, dd)
@@ -130,7 +130,7 @@ class MergedTokens(nn.Module):
 
     def __init__(self, dim: int, sr_ratio: int, *, device=None, dtype=None):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = nn.GroupNorm(1, dim, **dd)
         self.calibrate = nn.Parameter(torch.ones(dim, 1, 1, **dd))
         self.merge = spatial_reduction(dim, sr_ratio, dd)
@@ -160,7 +160,7 @@ class CrossAttention(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.kv = nn.ModuleList([MergedTokens(dim, sr_ratio, **dd) for _ in range(n_earlier)])
         self.q = Linear2d(dim, dim, **dd)
         self.attention = SpatialAttention(groups)
@@ -194,7 +194,7 @@ def make_aggregator(
     sr_ratio: reduction of the attention's tokens. groups: of DMCA's channels, or heads of a spatial attention.
     skip, learned_scale: of DMCA.
     """
-    dd = {"device": device, "dtype": dtype}
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
     if name == "dmca":
         return DMCA(
             dim,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Stem(nn.Sequential):
 
 def patch_stem(in_chans: int, dim: int, *, norm: Norm, device=None, dtype=None) -> Stem:
     """One 4x4 convolution of stride 4 (VMamba's stem v1). Side n becomes n // 4."""
-    dd = {"device": device, "dtype": dtype}
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
     return Stem(ConvNorm(in_chans, dim, 4, stride=4, padding=0, norm=norm, **dd))
 
 
@@ -35,7 +35,7 @@ def conv_stem(
 
     extra: a third one of stride 1 in the middle (SparX's stem v2). Side n becomes ceil(n / 4).
     """
-    dd = {"norm": norm, "bias": bias, "device": device, "dtype": dtype}
+    dd: dict[str, Any] = {"norm": norm, "bias": bias, "device": device, "dtype": dtype}
     half = dim // 2
     return Stem(
         ConvNorm(in_chans, half, 3, stride=2, padding=1, act=True, **dd),
@@ -51,7 +51,7 @@ def make_downsample(
 
     Side n becomes ceil(n / 2), with "conv2" n // 2.
     """
-    dd = {"device": device, "dtype": dtype}
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
     if kind == "merge":
         return PatchMerging(in_dim, out_dim, norm=norm, **dd)
     size, padding = (2, 0) if kind == "conv2" else (3, 1)

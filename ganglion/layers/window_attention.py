@@ -6,6 +6,8 @@ shifted.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -34,7 +36,7 @@ class WindowAttention2d(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.window, self.shift = window, shift
         self.in_proj = in_proj if in_proj is not None else Projection(dim, 3 * dim, **dd)
         self.attention = WindowAttention(dim, num_heads=heads, window_size=window, **dd)

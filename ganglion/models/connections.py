@@ -37,8 +37,8 @@ class Plan:
         concatenated; j >= 0 is the output of layer j, `STAGE_INPUT` the input of the stage. Empty for a
         normal layer.
 
-    Raises ValueError if there is no layer, a layer reads a feature that does not exist before it, or reads one
-    twice; TypeError if an index is not an int.
+    Raises ValueError if there is no layer, a layer reads a feature that does not exist before it, or reads
+    one twice; TypeError if an index is not an int.
     """
 
     reads: tuple[tuple[int, ...], ...]
@@ -156,8 +156,8 @@ def sparx(
 def dgc(depth: int, *, stride: int, start: int = 0, stage_input: bool = True) -> Plan:
     """Dense ganglion connections (DGC of Table 5): ganglions as in `sparx`, each reads all that came before.
 
-    That is the stage input (unless `stage_input` is False) and the output of every earlier layer, oldest first.
-    Arguments and errors as in `sparx`.
+    That is the stage input (unless `stage_input` is False) and the output of every earlier layer, oldest
+    first. Arguments and errors as in `sparx`.
     """
     first = STAGE_INPUT if stage_input else 0
     reads: list[tuple[int, ...]] = [()] * depth
@@ -176,9 +176,9 @@ def dsn(depth: int, *, stage_input: bool = True) -> Plan:
 
     Every layer is a ganglion that reads all earlier layers; the stage input goes to the first ganglion only.
     Without a stage input the first layer stays normal. The paper does not say which stages are dense, nor
-    whether every layer reads the stage input. With this plan in every stage SparX-Mamba-T comes to 30.73 M and
-    5.98 G, the nearest to the paper's 30.9 M and 6.0 G of the forms that were counted: 30.67 M and 5.88 G if
-    the first stage stays plain, 32.53 M and 6.21 G if moreover every layer reads the stage input.
+    whether every layer reads the stage input. With this plan in every stage SparX-Mamba-T comes to 30.73 M
+    and 5.98 G, the nearest to the paper's 30.9 M and 6.0 G of the forms that were counted: 30.67 M and 5.88 G
+    if the first stage stays plain, 32.53 M and 6.21 G if moreover every layer reads the stage input.
     """
     start = 0 if stage_input or depth == 1 else 1
     return sparx(depth, stride=1, window=None, start=start, stage_input=stage_input)

@@ -6,8 +6,10 @@ it as they would on tokens.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -28,18 +30,99 @@ def make_norm(kind: Norm, channels: int, *, device=None, dtype=None) -> nn.Modul
     return nn.GroupNorm(1, channels, device=device, dtype=dtype)
 
 
+#: Half precisions in which this machine's matrix products on the CPU are emulated, some ten times slower than float32.
+_EMULATED = tuple(
+    dtype
+    for dtype, supported in (
+        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
+        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
+    )
+    if not supported()
+)
+
+
+@torch.fx.wrap
+def emulated(x: Tensor) -> bool:
+    """Whether matrix products of x are emulated on its device."""
+    return x.device.type == "cpu" and x.dtype in _EMULATED
+
+
+@torch.fx.wrap
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias in x's dtype, computed in float32 where the CPU would only emulate x's dtype."""
+    if not torch.jit.is_scripting():
+        if emulated(x) and weight.dtype == x.dtype:
+            return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    return F.linear(x, weight, bias)
+
+
+@torch.fx.wrap
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    groups: int,
+) -> Tensor:
+    """2-D convolution in x's dtype, computed in float32 where the CPU would only emulate x's dtype."""
+    if not torch.jit.is_scripting():
+        if emulated(x) and weight.dtype == x.dtype:
+            bias = None if bias is None else bias.float()
+            y = F.conv2d(x.float(), weight.float(), bias, stride, padding, groups=groups)
+            return y.to(x.dtype)
+    return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` through `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` with zero padding, through `conv2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+
+
+class ResidualDWConv(nn.Conv2d):
+    """x + depthwise 3x3 convolution of x."""
+
+    def __init__(self, channels: int, *, device=None, dtype=None):
+        super().__init__(channels, channels, 3, padding=1, groups=channels, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return residual_depthwise(x, self.weight, self.bias)
+
+
+@torch.fx.wrap
+def residual_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x + depthwise convolution of x by a (C, 1, 3, 3) weight.
+
+    In float32 the sum costs nothing: it is a one in the middle of the kernel. Half precision would round that kernel.
+    """
+    if not torch.jit.is_scripting():
+        if x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+            one = F.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
+            return F.conv2d(x, weight + one, bias, padding=1, groups=weight.shape[0])
+    return x + conv2d(x, weight, bias, [1, 1], [1, 1], weight.shape[0])
+
+
 class Linear2d(nn.Linear):
     """A linear layer over the channels of (B, C, H, W): a 1x1 convolution with a (out, in) weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+        return linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
 class Projection(Linear2d):
     """The input projection of a mixer in a normal layer: of all features it reads only the current one."""
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+        return linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
 class ConvNorm(nn.Module):
@@ -60,8 +143,8 @@ class ConvNorm(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.conv = nn.Conv2d(
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.conv = Conv2d(
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias, **dd
         )
         self.norm = make_norm(norm, out_channels, **dd)
@@ -79,7 +162,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, device=None, dtype=None):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = make_norm(norm, 4 * in_channels, **dd)
         self.reduction = Linear2d(4 * in_channels, out_channels, bias=False, **dd)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+
+from .basic import ResidualDWConv
 
 
 class Block(nn.Module):
@@ -13,8 +17,8 @@ class Block(nn.Module):
         x = dpe(x);  x = ls1(x) + drop_path(mixer(norm1(x), earlier));  x = ls2(x) + drop_path(mlp(norm2(x)))
 
     mixer: called with the normalised map and the earlier features that the layer reads; a mixer of a normal layer
-    ignores them. mlp: None for a block of one branch. dpe: dynamic position encoding, a residual depthwise
-    convolution, or None. layer_scale: SparX's per-channel affine map on the identity path.
+    ignores them. mlp: None for a block of one branch. dpe: dynamic position encoding, a residual
+    depthwise convolution. layer_scale: SparX's per-channel affine map on the identity path.
     """
 
     def __init__(
@@ -32,8 +36,8 @@ class Block(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.dpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if dpe else None
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.dpe = ResidualDWConv(dim, **dd) if dpe else nn.Identity()
         self.norm1 = norm1
         self.mixer = mixer
         self.ls1 = IdentityScale(dim, **dd) if layer_scale else nn.Identity()
@@ -44,8 +48,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, C, H, W). earlier: features of earlier layers, each (B, C, H, W)."""
-        if self.dpe is not None:
-            x = x + self.dpe(x)
+        x = self.dpe(x)
         x = self.ls1(x) + self.drop_path(self.mixer(self.norm1(x), earlier))
         if self.mlp is not None and self.norm2 is not None:
             x = self.ls2(x) + self.drop_path(self.mlp(self.norm2(x)))

@@ -6,10 +6,14 @@ the value is concatenated after its projection, and where nothing is reduced the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .basic import Conv2d, Linear2d
 
 
 class ChannelAttention(nn.Module):
@@ -71,7 +75,7 @@ class DMCA(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.skip = skip
         self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
         self.d_proj = project_earlier(dim, n_earlier, 2 * dim, dd)
@@ -105,12 +109,12 @@ class Fusion(nn.Sequential):
     """
 
     def __init__(self, dim: int, out_channels: int, *, parts: int = 3, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         width, pad = parts * dim, out_channels % parts
         super().__init__(
-            nn.Conv2d(width, width, 3, padding=1, groups=width, **dd),
+            Conv2d(width, width, 3, padding=1, groups=width, **dd),
             nn.GELU(),
-            nn.Conv2d(width, out_channels - pad, 1, groups=parts, **dd),
+            Conv2d(width, out_channels - pad, 1, groups=parts, **dd),
         )
         self.parts, self.pad = parts, pad
 
@@ -130,10 +134,10 @@ def project_earlier(dim: int, n_earlier: int, out_channels: int, dd: dict) -> nn
     """(B, L * C, H, W) -> (B, out_channels, H, W): depthwise 3x3, BatchNorm, GELU, 1x1, GELU."""
     width = n_earlier * dim
     return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False, **dd),
+        Conv2d(width, width, 3, padding=1, groups=width, bias=False, **dd),
         nn.BatchNorm2d(width, **dd),
         nn.GELU(),
-        nn.Conv2d(width, out_channels, 1, **dd),
+        Linear2d(width, out_channels, **dd),
         nn.GELU(),
     )
 
@@ -143,7 +147,7 @@ def spatial_reduction(dim: int, ratio: int, dd: dict) -> nn.Module:
     if ratio == 1:
         return nn.Identity()
     return nn.Sequential(
-        nn.Conv2d(dim, dim, ratio + 1, stride=ratio, padding=(ratio + 1) // 2, groups=dim, bias=False, **dd),
+        Conv2d(dim, dim, ratio + 1, stride=ratio, padding=(ratio + 1) // 2, groups=dim, bias=False, **dd),
         nn.BatchNorm2d(dim, **dd),
         nn.GELU(),
     )
@@ -151,4 +155,4 @@ def spatial_reduction(dim: int, ratio: int, dd: dict) -> nn.Module:
 
 def conv_bn(dim: int, dd: dict) -> tuple[nn.Module, nn.Module]:
     """A linear projection and its BatchNorm."""
-    return nn.Conv2d(dim, dim, 1, bias=False, **dd), nn.BatchNorm2d(dim, **dd)
+    return Linear2d(dim, dim, bias=False, **dd), nn.BatchNorm2d(dim, **dd)

@@ -1,19 +1,53 @@
-"""Channel mixers: the second branch of a block."""
+"""Channel mixers: the second branch of a block.
+
+Notable: the hidden map is four times the size of its input and lives for a moment. At inference on a CPU it is made and
+used slice by slice, so that it stays in cache and no fresh memory of its full size is touched.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm.layers
+import torch
 from torch import Tensor, nn
 
-from .basic import Linear2d
+from .basic import Linear, Linear2d, ResidualDWConv
+
+#: Hidden maps above this size are made in slices of _SLICE bytes per thread.
+_WHOLE = 12 << 20
+_SLICE = 2 << 20
 
 
-class Mlp(timm.layers.Mlp):
+def n_slices(x: Tensor, hidden_features: int) -> int:
+    """In how many slices to make the hidden map of x, (B, C, H, W). More than one only at inference on a CPU."""
+    if not isinstance(x, Tensor) or torch.is_grad_enabled() or x.device.type != "cpu":
+        return 1
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return 1
+    size = x.numel() // x.shape[1] * hidden_features * x.element_size()
+    return 1 if size <= _WHOLE else -(-size // (_SLICE * torch.get_num_threads()))
+
+
+class Mlp(nn.Module):
     """fc1, GELU, fc2 at every pixel of (B, C, H, W)."""
 
+    def __init__(self, in_features: int, hidden_features: int, *, device=None, dtype=None):
+        super().__init__()
+        self.hidden_features = hidden_features
+        self.fc1 = Linear(in_features, hidden_features, device=device, dtype=dtype)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden_features, in_features, device=device, dtype=dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.fc1(x.permute(0, 2, 3, 1)))
-        return self.fc2(x).permute(0, 3, 1, 2)
+        x_BHWC = x.permute(0, 2, 3, 1)
+        if not torch.jit.is_scripting():
+            n = n_slices(x, self.hidden_features)
+            if n > 1:
+                rows = x_BHWC.flatten(0, 2).chunk(n)
+                y = torch.cat([self.fc2(self.act(self.fc1(part))) for part in rows])
+                return y.view(x_BHWC.shape).permute(0, 3, 1, 2)
+        return self.fc2(self.act(self.fc1(x_BHWC))).permute(0, 3, 1, 2)
 
 
 class GatedMlp(timm.layers.GluMlp):
@@ -40,12 +74,19 @@ class ConvFFN(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.hidden_features = hidden_features
         self.fc1 = Linear2d(in_features, hidden_features, **dd)
-        self.dwconv = nn.Conv2d(hidden_features, hidden_features, 3, padding=1, groups=hidden_features, **dd)
+        self.dwconv = ResidualDWConv(hidden_features, **dd)
         self.act = nn.GELU()
         self.fc2 = Linear2d(hidden_features, out_features or in_features, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(self.act(x + self.dwconv(x)))
+        if not torch.jit.is_scripting():
+            n = n_slices(x, self.hidden_features)
+            if n > 1:
+                return torch.cat([self._forward(images) for images in x.chunk(n)])
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.dwconv(self.fc1(x))))

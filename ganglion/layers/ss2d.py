@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.fx
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Route, pattern
-from .basic import ACTS, Act, Linear2d, Projection, make_norm
+from .basic import ACTS, Act, Conv2d, Linear2d, Projection, linear, make_norm
+
+torch.fx.wrap("linear")
 
 Scan = Literal["cross2d", "unidi", "bidi", "rot2d", "cascade2d", "ssm", "bi_ssm"]
 OutNorm = Literal["ln", "gn", "none", "dwconv3", "ln_dwconv3", "softmax", "sigmoid"]
@@ -42,7 +44,11 @@ class SpatialSoftmax(nn.Module):
 def _make_out_norm(kind: OutNorm, channels: int, dd: dict) -> nn.Module:
     if kind in ("ln", "gn"):
         return make_norm(kind, channels, **dd)
-    conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, **dd) if "conv" in kind else None
+    conv = (
+        Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, **dd)
+        if "conv" in kind
+        else None
+    )
     if kind == "dwconv3":
         return conv
     if kind == "ln_dwconv3":
@@ -84,7 +90,7 @@ class SS2D(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = int(ssm_ratio * dim)
         self.d_inner, self.d_state, self.dt_rank = inner, d_state, dt_rank or math.ceil(dim / 16)
         self.gate, self.backend = gate, backend
@@ -96,7 +102,7 @@ class SS2D(nn.Module):
             in_proj = Projection(dim, inner * (2 if gate else 1), bias=bias, **dd)
         self.in_proj = in_proj
         self.conv = (
-            nn.Conv2d(inner, inner, d_conv, padding=(d_conv - 1) // 2, groups=inner, bias=conv_bias, **dd)
+            Conv2d(inner, inner, d_conv, padding=(d_conv - 1) // 2, groups=inner, bias=conv_bias, **dd)
             if d_conv > 0
             else nn.Identity()
         )
@@ -149,7 +155,7 @@ class SS2D(nn.Module):
     def _scan(self, x: Tensor, first: int, last: int) -> Tensor:
         """The sum of routes first .. last - 1 over x, (B, H, W, D)."""
         n_routes = last - first
-        proj = F.linear(x, self.x_proj_weight[first:last].flatten(0, 1))
+        proj = linear(x, self.x_proj_weight[first:last].flatten(0, 1))
         start, stop = first * self.d_inner, last * self.d_inner
         A = -torch.exp(at_least_float32(self.A_logs[start:stop]))
         y, _ = torch.ops.ganglion.scan2d(

@@ -105,7 +105,9 @@ def residual_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     In float32 the sum costs nothing: it is a one in the middle of the kernel. Half precision would round that kernel.
     """
     if not torch.jit.is_scripting():
-        if x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+        kind = x.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if x.dtype == torch.float32 and not autocast:
             one = F.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
             return F.conv2d(x, weight + one, bias, padding=1, groups=weight.shape[0])
     return x + conv2d(x, weight, bias, [1, 1], [1, 1], weight.shape[0])

@@ -17,18 +17,20 @@ class Block(nn.Module):
         x = dpe(x);  x = ls1(x) + drop_path(mixer(norm1(x), earlier));  x = ls2(x) + drop_path(mlp(norm2(x)))
 
     mixer: called with the normalised map and the earlier features that the layer reads; a mixer of a normal layer
-    ignores them. mlp: None for a block of one branch. dpe: dynamic position encoding, a residual
-    depthwise convolution. layer_scale: SparX's per-channel affine map on the identity path.
+    ignores them. Either branch may be None, its norm then too. post_norm: the norm follows its branch instead.
+    dpe: dynamic position encoding, a residual depthwise convolution. layer_scale: SparX's per-channel affine map on the
+    identity path.
     """
 
     def __init__(
         self,
         dim: int,
         *,
-        mixer: nn.Module,
-        norm1: nn.Module,
+        mixer: nn.Module | None,
+        norm1: nn.Module | None,
         mlp: nn.Module | None = None,
         norm2: nn.Module | None = None,
+        post_norm: bool = False,
         dpe: bool = False,
         layer_scale: bool = False,
         drop_path: float = 0.0,
@@ -36,11 +38,12 @@ class Block(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd = {"device": device, "dtype": dtype}
+        self.post_norm = post_norm
         self.dpe = ResidualDWConv(dim, **dd) if dpe else nn.Identity()
         self.norm1 = norm1
         self.mixer = mixer
-        self.ls1 = IdentityScale(dim, **dd) if layer_scale else nn.Identity()
+        self.ls1 = IdentityScale(dim, **dd) if layer_scale and mixer is not None else nn.Identity()
         self.norm2 = norm2
         self.mlp = mlp
         self.ls2 = IdentityScale(dim, **dd) if layer_scale and mlp is not None else nn.Identity()
@@ -49,9 +52,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, C, H, W). earlier: features of earlier layers, each (B, C, H, W)."""
         x = self.dpe(x)
-        x = self.ls1(x) + self.drop_path(self.mixer(self.norm1(x), earlier))
+        if self.mixer is not None and self.norm1 is not None:
+            if self.post_norm:
+                branch = self.norm1(self.mixer(x, earlier))
+            else:
+                branch = self.mixer(self.norm1(x), earlier)
+            x = self.ls1(x) + self.drop_path(branch)
         if self.mlp is not None and self.norm2 is not None:
-            x = self.ls2(x) + self.drop_path(self.mlp(self.norm2(x)))
+            branch = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+            x = self.ls2(x) + self.drop_path(branch)
         return x
 
 

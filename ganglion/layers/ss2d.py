@@ -62,7 +62,8 @@ class SS2D(nn.Module):
     (B, dim, H, W) -> (B, dim, H, W), with D = int(ssm_ratio * dim) inner channels.
 
     d_state: N, states per channel. dt_rank: R, rank of the step sizes, ceil(dim / 16) if None.
-    d_conv: kernel of the depthwise convolution, 0 for none. gate: multiply by act(z), z a second half of in_proj.
+    d_conv: kernel of the depthwise convolution, 0 for none. gate: multiply by act(z), z a second half of in_proj;
+        gate_act=False: by z itself. act: after the convolution. out_act: a GELU after the norm.
     scan: a pattern of `ganglion.ops.PATTERNS`, or "cascade2d". bias: biases in the two projections.
     in_proj: replaces the input projection; called with (x, earlier), returns D channels. It is how a ganglion layer
         reads earlier features (SparX, section 3.1).
@@ -79,7 +80,9 @@ class SS2D(nn.Module):
         d_conv: int = 3,
         conv_bias: bool = True,
         gate: bool = False,
+        gate_act: bool = True,
         act: Act = "silu",
+        out_act: bool = False,
         out_norm: OutNorm = "ln",
         scan: Scan = "cross2d",
         bias: bool = False,
@@ -107,12 +110,14 @@ class SS2D(nn.Module):
             else nn.Identity()
         )
         self.act = ACTS[act]()
+        self.gate_act = ACTS[act]() if gate_act else nn.Identity()
         self.x_proj_weight = nn.Parameter(torch.empty(n_routes, self.dt_rank + 2 * d_state, inner, **dd))
         self.dt_projs_weight = nn.Parameter(torch.empty(n_routes, inner, self.dt_rank, **dd))
         self.dt_projs_bias = nn.Parameter(torch.empty(n_routes, inner, **dd))
         self.A_logs = nn.Parameter(torch.empty(n_routes * inner, d_state, **dd))
         self.Ds = nn.Parameter(torch.empty(n_routes * inner, **dd))
         self.out_norm = _make_out_norm(out_norm, inner, dd)
+        self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = Linear2d(inner, dim, bias=bias, **dd)
         self.reset_scan_parameters(ssm_init)
 
@@ -147,9 +152,9 @@ class SS2D(nn.Module):
             x, z = x.chunk(2, dim=1)
         x = self.act(self.conv(x)).permute(0, 2, 3, 1)
         y = self._cascade_scan(x) if self.cascade else self._scan(x, 0, len(self.routes))
-        y = self.out_norm(y.permute(0, 3, 1, 2))
+        y = self.out_act(self.out_norm(y.permute(0, 3, 1, 2)))
         if self.gate:
-            y = y * self.act(z)
+            y = y * self.gate_act(z)
         return self.out_proj(y)
 
     def _scan(self, x: Tensor, first: int, last: int) -> Tensor:

@@ -30,8 +30,9 @@ class VMambaConfig:
 
     depths, dims: blocks and channels of the four stages.
     d_state, ssm_ratio, dt_rank (ceil(dim / 16) if None), d_conv (0 for no convolution), conv_bias, gate (not `_noz`),
-        act, out_norm (`_on...`), scan (`v05*d*`), ssm_init (`initialize`): of SS2D.
+        gate_act (not `_nozact`), act, out_act (`_oact`), out_norm (`_on...`), scan (`v05*d*`), ssm_init (`initialize`): of SS2D.
     mlp_ratio: hidden over input channels of the MLP, 0 for none. mlp: "gated" is `gmlp`.
+    ssm_ratio 0 leaves out the scan. post_norm: norms follow their branches.
     norm: "ln" (ln and ln2d, which differ in memory layout only) or "bn".
     stem: "patch" (v1) or "conv" (v2). downsample: "merge" (v1), "conv2" (v2) or "conv3" (v3).
     pos_embed: a learned position embedding after the stem (`posembed`).
@@ -45,28 +46,32 @@ class VMambaConfig:
     d_conv: int = 3
     conv_bias: bool = False
     gate: bool = False
+    gate_act: bool = True
     act: Act = "silu"
+    out_act: bool = False
     out_norm: OutNorm = "ln"
     scan: Scan = "cross2d"
     ssm_init: SSMInit = "v0"
     mlp_ratio: float = 4.0
     mlp: Literal["mlp", "gated"] = "mlp"
     norm: Literal["ln", "bn"] = "ln"
+    post_norm: bool = False
     stem: Literal["patch", "conv"] = "conv"
     downsample: Downsample = "conv3"
     pos_embed: bool = False
 
     def __post_init__(self) -> None:
         check_literals(self)
-        check_positive(self, "depths", "dims", "d_state", "ssm_ratio")
+        check_positive(self, "depths", "dims", "d_state")
         if self.dt_rank is not None:
             check_positive(self, "dt_rank")
         if len(self.depths) != len(self.dims):
             raise ValueError(f"depths {self.depths} and dims {self.dims}: expected the same number of stages")
         if self.d_conv < 0 or (self.d_conv > 0 and self.d_conv % 2 == 0):
             raise ValueError(f"VMambaConfig.d_conv is {self.d_conv}: expected an odd kernel size, or 0 for none")
-        if self.mlp_ratio < 0:
-            raise ValueError(f"VMambaConfig.mlp_ratio is {self.mlp_ratio}: expected 0 (no MLP) or more")
+        for name in ("ssm_ratio", "mlp_ratio"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"VMambaConfig.{name} is {getattr(self, name)}: expected 0 (no such branch) or more")
 
 
 class VMamba(Backbone):
@@ -123,30 +128,34 @@ class VMamba(Backbone):
 
 
 def _block(c: VMambaConfig, dim: int, drop_path: float, backend: str, dd: dict[str, Any]) -> Block:
-    mixer = SS2D(
-        dim,
-        d_state=c.d_state,
-        ssm_ratio=c.ssm_ratio,
-        dt_rank=c.dt_rank,
-        d_conv=c.d_conv,
-        conv_bias=c.conv_bias,
-        gate=c.gate,
-        act=c.act,
-        out_norm=c.out_norm,
-        scan=c.scan,
-        ssm_init=c.ssm_init,
-        backend=backend,
-        **dd,
-    )
-    mlp = None
+    mixer = mlp = None
+    if c.ssm_ratio > 0:
+        mixer = SS2D(
+            dim,
+            d_state=c.d_state,
+            ssm_ratio=c.ssm_ratio,
+            dt_rank=c.dt_rank,
+            d_conv=c.d_conv,
+            conv_bias=c.conv_bias,
+            gate=c.gate,
+            gate_act=c.gate_act,
+            act=c.act,
+            out_act=c.out_act,
+            out_norm=c.out_norm,
+            scan=c.scan,
+            ssm_init=c.ssm_init,
+            backend=backend,
+            **dd,
+        )
     if c.mlp_ratio > 0:
         mlp = (GatedMlp if c.mlp == "gated" else Mlp)(dim, int(dim * c.mlp_ratio), **dd)
     return Block(
         dim,
         mixer=mixer,
-        norm1=make_norm(c.norm, dim, **dd),
+        norm1=make_norm(c.norm, dim, **dd) if mixer is not None else None,
         mlp=mlp,
         norm2=make_norm(c.norm, dim, **dd) if mlp is not None else None,
+        post_norm=c.post_norm,
         drop_path=drop_path,
         **dd,
     )

@@ -1,7 +1,8 @@
 """How a ganglion layer reads earlier features: DMCA and its rivals of SparX's Table 6, interchangeable.
 
 An aggregator stands where a normal layer's mixer has its input projection. It is called with the normalised map x,
-(B, C, H, W), and the list of L earlier maps of the same shape, and returns (B, out_channels, H, W).
+(B, C, H, W), and the list of L earlier maps of the same shape, and returns (B, out_channels, H, W); `out_channels` is
+an attribute, which the mixer checks.
 
 The paper describes the rivals in words only. Each docstring says which form was taken and how near its parameters and
 FLOPs come to the row of the paper.
@@ -27,6 +28,7 @@ class Concat(nn.Module):
 
     def __init__(self, dim: int, n_earlier: int, out_channels: int, *, device=None, dtype=None):
         super().__init__()
+        self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         width = (n_earlier + 1) * dim
         self.norm = nn.GroupNorm(1, width, **dd)
@@ -44,6 +46,7 @@ class ConcatQueryValue(nn.Module):
 
     def __init__(self, dim: int, n_earlier: int, out_channels: int, *, device=None, dtype=None):
         super().__init__()
+        self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
         self.d_proj = project_earlier(dim, n_earlier, dim, dd)

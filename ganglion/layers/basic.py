@@ -127,6 +127,21 @@ class Projection(Linear2d):
         return linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
+def check_in_proj(in_proj: nn.Module, channels: int) -> nn.Module:
+    """`in_proj`, after checking that it says to return what its mixer expects.
+
+    A module that replaces a mixer's input projection is called with (x, earlier) and has an attribute `out_channels`.
+
+    Raises TypeError without that attribute and ValueError if it is not `channels`.
+    """
+    found = getattr(in_proj, "out_channels", None)
+    if found is None:
+        raise TypeError(f"in_proj {type(in_proj).__name__} has no attribute out_channels: expected {channels} there")
+    if found != channels:
+        raise ValueError(f"in_proj returns {found} channels, expected {channels}")
+    return in_proj
+
+
 class ConvNorm(nn.Module):
     """Convolution, norm and, if asked for, an activation."""
 

@@ -76,7 +76,7 @@ class DMCA(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.skip = skip
+        self.out_channels, self.skip = out_channels, skip
         self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
         self.d_proj = project_earlier(dim, n_earlier, 2 * dim, dd)
         self.q = nn.Sequential(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Route, pattern
-from .basic import ACTS, Act, Conv2d, Linear2d, Projection, linear, make_norm
+from .basic import ACTS, Act, Conv2d, Linear2d, Projection, check_in_proj, linear, make_norm
 
 torch.fx.wrap("linear")
 
@@ -65,7 +65,7 @@ class SS2D(nn.Module):
     d_conv: kernel of the depthwise convolution, 0 for none. gate: multiply by act(z), z a second half of in_proj;
         gate_act=False: by z itself. act: after the convolution. out_act: a GELU after the norm.
     scan: a pattern of `ganglion.ops.PATTERNS`, or "cascade2d". bias: biases in the two projections.
-    in_proj: replaces the input projection; called with (x, earlier), returns D channels. It is how a ganglion layer
+    in_proj: replaces the input projection, see `check_in_proj`. It is how a ganglion layer
         reads earlier features (SparX, section 3.1).
     backend: of `ganglion.ops.scan2d`.
     """
@@ -101,9 +101,10 @@ class SS2D(nn.Module):
         self.routes = [route.code for route in (_CASCADE if self.cascade else pattern(scan))]
         n_routes = len(self.routes)
 
-        if in_proj is None:
-            in_proj = Projection(dim, inner * (2 if gate else 1), bias=bias, **dd)
-        self.in_proj = in_proj
+        width = inner * (2 if gate else 1)
+        self.in_proj = (
+            Projection(dim, width, bias=bias, **dd) if in_proj is None else check_in_proj(in_proj, width)
+        )
         self.conv = (
             Conv2d(inner, inner, d_conv, padding=(d_conv - 1) // 2, groups=inner, bias=conv_bias, **dd)
             if d_conv > 0

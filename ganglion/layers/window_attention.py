@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
-from .basic import Projection
+from .basic import Projection, check_in_proj
 
 
 class WindowAttention2d(nn.Module):
     """Multi-head attention within windows of `window` x `window` pixels, (B, dim, H, W) -> (B, dim, H, W).
 
-    shift: move the windows by half their size. in_proj: replaces the projection to queries, keys and values; called
-    with (x, earlier), returns 3 * dim channels.
+    shift: move the windows by half their size. in_proj: replaces the projection to queries, keys and values,
+    see `check_in_proj`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class WindowAttention2d(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.window, self.shift = window, shift
-        self.in_proj = in_proj if in_proj is not None else Projection(dim, 3 * dim, **dd)
+        self.in_proj = Projection(dim, 3 * dim, **dd) if in_proj is None else check_in_proj(in_proj, 3 * dim)
         self.attention = WindowAttention(dim, num_heads=heads, window_size=window, **dd)
         # The projection acts on the whole map, before it is cut into windows.
         self.attention.qkv = nn.Identity()

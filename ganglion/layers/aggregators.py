@@ -98,6 +98,7 @@ class SpatialDMCA(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.sr_ratio, self.multi_scale = sr_ratio, multi_scale
         self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
@@ -163,6 +164,7 @@ class CrossAttention(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.kv = nn.ModuleList([MergedTokens(dim, sr_ratio, **dd) for _ in range(n_earlier)])
         self.q = Linear2d(dim, dim, **dd)

@@ -212,3 +212,28 @@ def test_bad_size(size):
 def test_bad_mode():
     with pytest.raises(ValueError, match="mode 'train': expected 'inference' or 'training'"):
         activation_memory(nn.Identity(), 8, mode="train")
+
+
+def test_connections_cost_hardly_any_memory_at_inference():
+    """SparX frees what nobody reads any more: at most 5 % above VMamba (paper, Table 5: 4 %)."""
+    sparx, vmamba = (
+        activation_memory(timm.create_model(name, device="meta"))
+        for name in ("sparx_mamba_tiny", "vmamba_tiny_s2l5")
+    )
+    assert sparx <= 1.05 * vmamba
+
+
+def test_dense_connections_cost_memory():
+    """Where the stage with the connections is the largest, the order of the paper's Table 5."""
+    shape = {
+        "depths": (1, 1, 7, 1),
+        "dims": (4, 8, 128, 8),
+        "start": (None, None, 0, None),
+        "stride": 2,
+        "d_conv": 3,
+    }
+    plain, sparx, dgc, dsn = (
+        activation_memory(timm.create_model("sparx_mamba_tiny", device="meta", connections=kind, **shape))
+        for kind in ("plain", "sparx", "dgc", "dsn")
+    )
+    assert plain < sparx < min(dgc, dsn)

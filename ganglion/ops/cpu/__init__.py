@@ -23,7 +23,7 @@ DEVICES = ("cpu",)
 ISA_ENV = "GANGLION_CPU_ISA"
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_CHUNK, _BLOCK = 64, 16
+_CHUNK, _BLOCK = 64, 32
 #: Backward works on about this many pieces at once, however many threads there are.
 _PIECES = 64
 
@@ -96,10 +96,10 @@ def backward(
     blocks = (x.shape[3] + _BLOCK - 1) // _BLOCK
     groups = min(x.shape[0], _PIECES)
     slices = min(blocks, -(-_PIECES // groups), max(1, 2 * x.shape[3] // proj.shape[3]))
-    grad_x = torch.empty_like(x)
-    grad_proj = torch.empty(slices, *proj.shape, dtype=torch.float32)
-    grad_dt_weight, grad_dt_bias, grad_A = (torch.empty(groups, *t.shape) for t in (dt_weight, dt_bias, A))
-    grad_D = None if D is None else torch.empty(groups, x.shape[3])
+    grad_x, grad_proj, grad_dt_weight, grad_dt_bias, grad_A = (
+        torch.empty_like(t) for t in (x, proj, dt_weight, dt_bias, A)
+    )
+    grad_D = None if D is None else A.new_empty(x.shape[3])
     _run(
         "backward",
         x,
@@ -120,14 +120,9 @@ def backward(
         grad_A=grad_A,
         grad_D=grad_D,
     )
-    return (
-        grad_x,
-        grad_proj[0].to(proj.dtype),
-        grad_dt_weight[0],
-        grad_dt_bias[0],
-        grad_A[0],
-        None if D is None or grad_D is None else grad_D[0].expand_as(D).clone(),
-    )
+    if D is not None and grad_D is not None:
+        grad_D = grad_D.expand_as(D).clone()
+    return grad_x, grad_proj, grad_dt_weight, grad_dt_bias, grad_A, grad_D
 
 
 def _run(
@@ -149,7 +144,6 @@ def _run(
         raise RuntimeError(library)
     batch, height, width, channels = x.shape
     codes = torch.tensor(routes, dtype=torch.int64)
-    proj = proj.float()
     tensors |= dict(codes=codes, x=x, proj=proj, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
     scan = _Scan(
         batch=batch,

@@ -90,10 +90,28 @@ struct Parameters : Space {
     }
 };
 
-inline Parameters parameters_of(const Scan& scan, int64_t route, Channels channels) {
-    const int64_t index = route * scan.blocks() + channels.first / BLOCK;
-    return Parameters(scan, scan.workspace + index * Parameters(scan, nullptr).used);
-}
+// The workspace: what all units share, then a piece for each thread.
+struct Shared : Space {
+    float* parameters;    // of every route and block of channels
+    float* proj;          // in the order of the walks
+    float* grad_proj;     // likewise, for every slice
+    float *grad_dt_weight, *grad_dt_bias, *grad_A, *grad_D;    // for every group
+
+    explicit Shared(const Scan& scan) : Space{scan.workspace} {
+        const int64_t parameter_sums = scan.backward() ? scan.groups * scan.routes * scan.channels : 0;
+        parameters = take(scan.routes * scan.blocks() * Parameters(scan, nullptr).used);
+        proj = take(walked_size(scan) + 8 * scan.per_route());
+        grad_proj = take(scan.backward() ? scan.slices * walked_size(scan) : 0);
+        grad_dt_weight = take(parameter_sums * scan.rank);
+        grad_dt_bias = take(parameter_sums);
+        grad_A = take(parameter_sums * scan.state);
+        grad_D = take(scan.backward() ? scan.groups * scan.channels : 0);
+    }
+    Parameters of(const Scan& scan, int64_t route, Channels channels) const {
+        const int64_t index = route * scan.blocks() + channels.first / BLOCK;
+        return Parameters(scan, parameters + index * Parameters(scan, nullptr).used);
+    }
+};
 
 // c[m][:] = start(m, :) + sum over k of a(m, k) * b[k][:] for m < rows; c and b are COLS vectors wide. Rows are taken
 // eight accumulators at a time; with PADDED rows up to the next multiple of eight may be read and written.
@@ -106,20 +124,12 @@ SCAN_INLINE void multiply(int rows, int inner, A a, const float* b, int64_t b_st
     for (; m < rows; ++m) multiply_panel<1, COLS>(m, inner, a, b, b_stride, start, finish);
 }
 
-// dt, B and C of a chunk's steps, compact: (CHUNK + 8, P) floats.
-SCAN_INLINE void gather_proj(const Chunk& chunk, const float* proj, int per_route, float* to) {
-    for (int p = 0; p < chunk.steps; ++p, to += per_route) {
-        const float* from = proj + chunk.proj[p];
-        for (int i = 0; i < per_route; ++i) to[i] = from[i];
-    }
-}
-
-// v = dt_weight @ dt_low + dt_bias of every step, in units of ln 2.
-SCAN_INLINE void step_inputs(int steps, int rank, int per_route, const float* proj, const Parameters& params,
-                             float* v) {
-    const float* bias = params.bias;
+// v = dt_weight @ dt_low + dt_bias of every step, in units of ln 2. proj: dt_low, B and C of the steps, (steps, P).
+SCAN_INLINE void step_inputs(const Scan& scan, int steps, const Parameters& params, const float* proj, float* v) {
+    const float* const bias = params.bias;
+    const int64_t per_route = scan.per_route();
     multiply<VECS, true>(
-        steps, rank, [=](int p, int r) { return proj[p * per_route + r]; }, params.weight, BLOCK,
+        steps, (int)scan.rank, [=](int p, int r) { return proj[p * per_route + r]; }, params.weight, BLOCK,
         [=](int, int j) { return load(bias + j * WIDTH); },
         [=](int p, int j, Vec value) { store(v + p * BLOCK + j * WIDTH, value); });
 }
@@ -129,11 +139,17 @@ inline float* carry_at(const Scan& scan, int64_t image, int64_t route, int64_t c
            channels.first;
 }
 
+// to = skip * from, or zero without D, at the pixels of a chunk.
+inline void begin_with_skip(const Scan& scan, const Chunk& chunk, const float* skip, const float* from, float* to) {
+    for (int p = 0; p < chunk.steps; ++p)
+        for (int c = 0; c < BLOCK; c += WIDTH)
+            store(to + chunk.plane[p] + c, scan.D ? load(skip + c) * load(from + chunk.plane[p] + c) : splat(0.0f));
+}
+
 struct ForwardSpace : Space {
-    float *proj, *d, *h, *x, *y;
+    float *d, *h, *x, *y;
 
     ForwardSpace(const Scan& scan, float* memory) : Space{memory} {
-        proj = take((CHUNK + 8) * scan.per_route());
         d = take((CHUNK + 8) * BLOCK);
         h = take(scan.state * BLOCK);
         x = take(plane_size(scan));
@@ -143,11 +159,11 @@ struct ForwardSpace : Space {
 
 // STATE is the state size, or 0 if it is only known at run time.
 template <int STATE>
-SCAN_INLINE void forward_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params,
+SCAN_INLINE void forward_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params, const float* proj,
                                const ForwardSpace& space) {
     const int rank = (int)scan.rank, state = STATE ? STATE : (int)scan.state, per_route = rank + 2 * state;
     float *const d_ = space.d, *const h_ = space.h;
-    const float *const A = params.A, *B = space.proj + rank, *const x = space.x;
+    const float *const A = params.A, *B = proj + rank, *const x = space.x;
     float* const y = space.y;
     for (int i = 0; i < chunk.steps * BLOCK; i += WIDTH) {
         const Vec v = load(d_ + i);
@@ -156,10 +172,10 @@ SCAN_INLINE void forward_chunk(const Scan& scan, const Chunk& chunk, const Param
     Vec kept[STATE * VECS + 1];    // the state, in registers if it is small
     for (int i = 0; i < STATE * VECS; ++i) kept[i] = load(h_ + i * WIDTH);
     for (int p = 0; p < chunk.steps; ++p, B += per_route) {
-        const float *const C = B + state, *const x_p = x + chunk.pixel[p] * BLOCK;
-        float* const y_p = y + chunk.pixel[p] * BLOCK;
-        prefetch(x + chunk.pixel[p + AHEAD] * BLOCK);
-        prefetch(y + chunk.pixel[p + AHEAD] * BLOCK);
+        const float *const C = B + state, *const x_p = x + chunk.plane[p];
+        float* const y_p = y + chunk.plane[p];
+        prefetch(x + chunk.plane[p + AHEAD], BLOCK);
+        prefetch(y + chunk.plane[p + AHEAD], BLOCK);
         if (chunk.restart[p]) {
             for (int i = 0; i < STATE * VECS; ++i) kept[i] = splat(0.0f);
             if (!STATE) zero(h_, state * BLOCK);
@@ -185,38 +201,36 @@ SCAN_INLINE void forward_chunk(const Scan& scan, const Chunk& chunk, const Param
 }
 
 template <int STATE>
-void forward_unit(const Scan& scan, int64_t image, Channels channels, const ForwardSpace& space) {
-    const int64_t proj_stride = scan.routes * scan.per_route();
-    read_plane(scan, scan.x, image, channels, space.x);
-    const Parameters first = parameters_of(scan, 0, channels);
-    for (int64_t i = 0; i < plane_size(scan); i += WIDTH)
-        store(space.y + i, scan.D ? load(space.x + i) * load(first.skip + i % BLOCK) : splat(0.0f));
+void forward_unit(const Scan& scan, int64_t image, Channels channels, const Shared& shared,
+                  const ForwardSpace& space) {
     Chunk chunk;
     for (int64_t k = 0; k < scan.routes; ++k) {
-        const Walk walk(scan, scan.codes[k], proj_stride);
-        const Parameters params = parameters_of(scan, k, channels);
-        const float* proj = scan.proj + image * scan.pixels() * proj_stride + k * scan.per_route();
+        const Walk walk(scan, scan.codes[k]);
+        const Parameters params = shared.of(scan, k, channels);
         zero(space.h, scan.state * BLOCK);
         for (int64_t i = 0; i < scan.chunks(); ++i) {
-            float* carry = carry_at(scan, image, k, i, channels);
+            const float* const proj = shared.proj + walked_index(scan, image, k, i);
+            float* const carry = carry_at(scan, image, k, i, channels);
             for (int64_t n = 0; n < scan.state; ++n)
                 for (int c = 0; c < channels.count; ++c) carry[n * scan.channels + c] = space.h[n * BLOCK + c];
             walk.chunk(i, chunk);
-            gather_proj(chunk, proj, (int)scan.per_route(), space.proj);
-            step_inputs(chunk.steps, (int)scan.rank, (int)scan.per_route(), space.proj, params, space.d);
-            forward_chunk<STATE>(scan, chunk, params, space);
+            if (k == 0) {
+                read_chunk(scan, scan.x, image, channels, chunk, space.x);
+                begin_with_skip(scan, chunk, params.skip, space.x, space.y);
+            }
+            step_inputs(scan, chunk.steps, params, proj, space.d);
+            forward_chunk<STATE>(scan, chunk, params, proj, space);
+            if (k == scan.routes - 1) write_chunk(scan, space.y, scan.y, image, channels, chunk);
         }
     }
-    write_plane(scan, space.y, scan.y, image, channels);
 }
 
 struct BackwardSpace : Space {
-    float *proj, *d, *slope, *decay, *h, *adjoint, *grad_proj;
+    float *d, *slope, *decay, *h, *adjoint, *grad_proj;
     float *grad_weight, *grad_bias, *grad_A, *grad_D, *x, *grad_y, *grad_x;
 
     BackwardSpace(const Scan& scan, float* memory) : Space{memory} {
         const int64_t tile = (CHUNK + 8) * BLOCK, states = scan.state * BLOCK;
-        proj = take((CHUNK + 8) * scan.per_route());
         d = take(tile);
         slope = take(tile);                                     // derivative of softplus, then the gradient of v
         decay = take(CHUNK * states);                           // (CHUNK, N, BLOCK)
@@ -235,18 +249,18 @@ struct BackwardSpace : Space {
 };
 
 template <int STATE>
-SCAN_INLINE void recompute_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params,
+SCAN_INLINE void recompute_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params, const float* proj,
                                  const BackwardSpace& space) {
     const int rank = (int)scan.rank, state = STATE ? STATE : (int)scan.state, per_route = rank + 2 * state;
     float *const d_ = space.d, *const slope = space.slope, *const decay_ = space.decay, *const h_ = space.h;
-    const float *const A = params.A, *B = space.proj + rank, *const x = space.x;
+    const float *const A = params.A, *B = proj + rank, *const x = space.x;
     for (int i = 0; i < chunk.steps * BLOCK; i += WIDTH) {
         const Vec v = load(d_ + i), e = exp2_of_minus_abs(v);
         store(d_ + i, softplus2(v, e));
         store(slope + i, softplus2_grad(v, e));
     }
     for (int p = 0; p < chunk.steps; ++p, B += per_route) {
-        const float* const x_p = x + chunk.pixel[p] * BLOCK;
+        const float* const x_p = x + chunk.plane[p];
         for (int j = 0; j < VECS; ++j) {
             const int c = j * WIDTH;
             const Vec d = load(d_ + p * BLOCK + c), dx = d * load(x_p + c) * splat(LN2);
@@ -262,7 +276,7 @@ SCAN_INLINE void recompute_chunk(const Scan& scan, const Chunk& chunk, const Par
 }
 
 template <int STATE>
-SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params,
+SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params, const float* proj,
                                 const BackwardSpace& space) {
     const int rank = (int)scan.rank, state = STATE ? STATE : (int)scan.state, per_route = rank + 2 * state;
     const int row = (int)BackwardSpace::grad_proj_row(scan), padded_rank = row - 2 * state;
@@ -271,9 +285,9 @@ SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Para
     float *const slope = space.slope, *const adjoint = space.adjoint, *const grad_A = space.grad_A;
     float *const grad_bias = space.grad_bias, *const grad_x = space.grad_x;
     for (int p = chunk.steps - 1; p >= 0; --p) {
-        const float *const B = space.proj + p * per_route + rank, *const C = B + state;
-        const float *const x_p = x + chunk.pixel[p] * BLOCK, *const grad_y_p = grad_y + chunk.pixel[p] * BLOCK;
-        float* const grad_x_p = grad_x + chunk.pixel[p] * BLOCK;
+        const float *const B = proj + p * per_route + rank, *const C = B + state;
+        const float *const x_p = x + chunk.plane[p], *const grad_y_p = grad_y + chunk.plane[p];
+        float* const grad_x_p = grad_x + chunk.plane[p];
         float *const grad_B = space.grad_proj + p * row + padded_rank, *const grad_C = grad_B + state;
         Vec grad_dt[VECS], grad_dx[VECS];    // of dt through the decay; of dt * x
         for (int j = 0; j < VECS; ++j) grad_dt[j] = grad_dx[j] = splat(0.0f);
@@ -306,11 +320,12 @@ SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Para
 }
 
 // Gradients of the matrix product that made v.
-SCAN_INLINE void backward_step_inputs(const Scan& scan, int steps, const Parameters& params,
+SCAN_INLINE void backward_step_inputs(const Scan& scan, int steps, const Parameters& params, const float* proj,
                                       const BackwardSpace& space) {
-    const int rank = (int)scan.rank, per_route = (int)scan.per_route();
+    const int rank = (int)scan.rank;
+    const int64_t per_route = scan.per_route();
     const int row = (int)BackwardSpace::grad_proj_row(scan);
-    const float *const proj = space.proj, *const grad_v = space.slope;
+    const float* const grad_v = space.slope;
     float* const grad_weight = space.grad_weight;
     multiply<VECS, false>(
         rank, steps, [=](int r, int p) { return proj[p * per_route + r]; }, grad_v, BLOCK,
@@ -325,16 +340,14 @@ SCAN_INLINE void backward_step_inputs(const Scan& scan, int steps, const Paramet
     }
 }
 
-// Writes (`first`) or adds the chunk's gradient of the projections to that of the image.
-SCAN_INLINE void scatter_grad_proj(const Scan& scan, const Chunk& chunk, const BackwardSpace& space, float* to,
-                                   bool first) {
+// Writes (`first`) or adds the gradient of a chunk's projections to that of the image.
+SCAN_INLINE void add_grad_proj(const Scan& scan, int steps, const BackwardSpace& space, float* to, bool first) {
     const int rank = (int)scan.rank, two_states = 2 * (int)scan.state, row = (int)BackwardSpace::grad_proj_row(scan);
     const float* low = space.grad_proj;
-    for (int p = 0; p < chunk.steps; ++p, low += row) {
-        float *const grad_low = to + chunk.proj[p], *const grad_BC = grad_low + rank;
+    for (int p = 0; p < steps; ++p, low += row, to += rank + two_states) {
         const float* const BC = low + row - two_states;
-        for (int r = 0; r < rank; ++r) grad_low[r] = first ? low[r] : grad_low[r] + low[r];
-        for (int n = 0; n < two_states; ++n) grad_BC[n] = first ? BC[n] : grad_BC[n] + BC[n];
+        for (int r = 0; r < rank; ++r) to[r] = first ? low[r] : to[r] + low[r];
+        for (int n = 0; n < two_states; ++n) to[rank + n] = first ? BC[n] : to[rank + n] + BC[n];
     }
 }
 
@@ -345,6 +358,13 @@ inline void add_transposed(float* to, const float* from, int64_t rows, int colum
             to[c * rows + r] = from[r * BLOCK + c] * scale + (first ? 0.0f : to[c * rows + r]);
 }
 
+// total += a * b over the pixels of a chunk.
+inline void add_products(const Chunk& chunk, const float* a, const float* b, float* total) {
+    for (int p = 0; p < chunk.steps; ++p)
+        for (int c = 0; c < BLOCK; c += WIDTH)
+            store(total + c, load(a + chunk.plane[p] + c) * load(b + chunk.plane[p] + c) + load(total + c));
+}
+
 // Which partial sums a unit adds to, and whether it is the one that begins them.
 struct Partial {
     int64_t group, slice;
@@ -352,86 +372,74 @@ struct Partial {
 };
 
 template <int STATE>
-void backward_unit(const Scan& scan, int64_t image, Channels channels, Partial partial, const BackwardSpace& space) {
-    const int64_t proj_stride = scan.routes * scan.per_route(), group = partial.group;
-    read_plane(scan, scan.x, image, channels, space.x);
-    read_plane(scan, scan.grad_y, image, channels, space.grad_y);
-    zero(space.grad_D, BLOCK);
-    const Parameters first = parameters_of(scan, 0, channels);
-    for (int64_t row = 0; row < scan.height; ++row)
-        for (int64_t i = row * pitch_of(scan) * BLOCK, end = i + scan.width * BLOCK; i < end; i += WIDTH) {
-            const Vec g = load(space.grad_y + i);
-            float* const grad_D = space.grad_D + i % BLOCK;
-            store(space.grad_x + i, scan.D ? g * load(first.skip + i % BLOCK) : splat(0.0f));
-            store(grad_D, g * load(space.x + i) + load(grad_D));
-        }
-    if (scan.D)
-        add_transposed(scan.grad_D + group * scan.channels + channels.first, space.grad_D, 1, channels.count, 1.0f,
-                       partial.first_image);
-
+void backward_unit(const Scan& scan, int64_t image, Channels channels, Partial partial, const Shared& shared,
+                   const BackwardSpace& space) {
+    const int columns = channels.count;
+    const bool write = partial.first_image;
     Chunk chunk;
+    zero(space.grad_D, BLOCK);
     for (int64_t k = 0; k < scan.routes; ++k) {
-        const Walk walk(scan, scan.codes[k], proj_stride);
-        const Parameters params = parameters_of(scan, k, channels);
-        const int64_t proj_at = image * scan.pixels() * proj_stride + k * scan.per_route();
-        float* const grad_proj = scan.grad_proj + partial.slice * scan.batch * scan.pixels() * proj_stride + proj_at;
+        const Walk walk(scan, scan.codes[k]);
+        const Parameters params = shared.of(scan, k, channels);
         zero(space.adjoint, scan.state * BLOCK);
         zero(space.grad_weight, scan.rank * BLOCK);
         zero(space.grad_bias, BLOCK);
         zero(space.grad_A, scan.state * BLOCK);
         for (int64_t i = scan.chunks() - 1; i >= 0; --i) {
-            const float* carry = carry_at(scan, image, k, i, channels);
+            const int64_t walked = walked_index(scan, image, k, i);
+            const float *const proj = shared.proj + walked, *const carry = carry_at(scan, image, k, i, channels);
+            float* const grad_proj = shared.grad_proj + partial.slice * walked_size(scan) + walked;
             for (int64_t n = 0; n < scan.state; ++n)
                 for (int c = 0; c < BLOCK; ++c)
-                    space.h[n * BLOCK + c] = c < channels.count ? carry[n * scan.channels + c] : 0.0f;
+                    space.h[n * BLOCK + c] = c < columns ? carry[n * scan.channels + c] : 0.0f;
             walk.chunk(i, chunk);
-            gather_proj(chunk, scan.proj + proj_at, (int)scan.per_route(), space.proj);
-            step_inputs(chunk.steps, (int)scan.rank, (int)scan.per_route(), space.proj, params, space.d);
-            recompute_chunk<STATE>(scan, chunk, params, space);
-            backward_chunk<STATE>(scan, chunk, params, space);
-            backward_step_inputs(scan, chunk.steps, params, space);
-            scatter_grad_proj(scan, chunk, space, grad_proj, partial.first_block);
+            if (k == 0) {
+                read_chunk(scan, scan.x, image, channels, chunk, space.x);
+                read_chunk(scan, scan.grad_y, image, channels, chunk, space.grad_y);
+                begin_with_skip(scan, chunk, params.skip, space.grad_y, space.grad_x);
+                add_products(chunk, space.x, space.grad_y, space.grad_D);
+            }
+            step_inputs(scan, chunk.steps, params, proj, space.d);
+            recompute_chunk<STATE>(scan, chunk, params, proj, space);
+            backward_chunk<STATE>(scan, chunk, params, proj, space);
+            backward_step_inputs(scan, chunk.steps, params, proj, space);
+            add_grad_proj(scan, chunk.steps, space, grad_proj, partial.first_block);
+            if (k == scan.routes - 1) write_chunk(scan, space.grad_x, scan.grad_x, image, channels, chunk);
         }
-        const int64_t at = (group * scan.routes + k) * scan.channels + channels.first;
-        const bool write = partial.first_image;
-        add_transposed(scan.grad_dt_weight + at * scan.rank, space.grad_weight, scan.rank, channels.count, 1.0f, write);
-        add_transposed(scan.grad_dt_bias + at, space.grad_bias, 1, channels.count, 1.0f, write);
-        add_transposed(scan.grad_A + at * scan.state, space.grad_A, scan.state, channels.count, LN2, write);
+        const int64_t at = (partial.group * scan.routes + k) * scan.channels + channels.first;
+        add_transposed(shared.grad_dt_weight + at * scan.rank, space.grad_weight, scan.rank, columns, 1.0f, write);
+        add_transposed(shared.grad_dt_bias + at, space.grad_bias, 1, columns, 1.0f, write);
+        add_transposed(shared.grad_A + at * scan.state, space.grad_A, scan.state, columns, LN2, write);
     }
-    write_plane(scan, space.grad_x, scan.grad_x, image, channels);
+    add_transposed(shared.grad_D + partial.group * scan.channels + channels.first, space.grad_D, 1, columns, 1.0f,
+                   write);
 }
 
-// Adds copies 1, 2, ... of `size` floats to the first, in this order.
-void add_up(float* data, int64_t copies, int64_t size, int threads) {
-    constexpr int64_t PIECE = 4096;
-    const int64_t pieces = copies < 2 ? 0 : (size + PIECE - 1) / PIECE;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t piece = 0; piece < pieces; ++piece)
-        for (int64_t copy = 1; copy < copies; ++copy)
-            for (int64_t i = piece * PIECE; i < smaller(size, (piece + 1) * PIECE); ++i)
-                data[i] += data[copy * size + i];
+// Sums the groups' partial sums, each of `size` floats, in their order.
+inline void add_groups(const Scan& scan, const float* partial, int64_t size, float* total) {
+    for (int64_t i = 0; i < size; ++i) {
+        total[i] = partial[i];
+        for (int64_t group = 1; group < scan.groups; ++group) total[i] += partial[group * size + i];
+    }
 }
 
-// The workspace: the parameters of every route and block of channels, then a piece for each thread.
-template <class UnitSpace>
-int64_t workspace(const Scan& scan) {
-    return scan.routes * scan.blocks() * Parameters(scan, nullptr).used + scan.threads * UnitSpace(scan, nullptr).used;
-}
-
-// Runs `work(unit, space)` for all units on the threads.
+// Prepares what is shared, then runs `work(unit, space)` for all units, on the threads.
 template <class UnitSpace, class Work>
-void run(const Scan& scan, int64_t units, Work work) {
+void run(const Scan& scan, const Shared& shared, int64_t units, Work work) {
+    const int64_t floats = UnitSpace(scan, nullptr).used, blocks = scan.blocks(), chunks = scan.chunks();
     const int threads = (int)scan.threads;
-    const int64_t packs = scan.routes * scan.blocks(), pack_size = Parameters(scan, nullptr).used;
-    const int64_t floats = UnitSpace(scan, nullptr).used;
 #pragma omp parallel num_threads(threads)
     {
         const FlushSubnormals flush;
-        const UnitSpace space(scan, scan.workspace + packs * pack_size + thread_number() * floats);
+        const UnitSpace space(scan, scan.workspace + shared.used + thread_number() * floats);
+#pragma omp for nowait
+        for (int64_t i = 0; i < scan.routes * blocks; ++i) {
+            const Channels channels(scan, i % blocks);
+            shared.of(scan, i / blocks, channels).read(scan, i / blocks, channels);
+        }
 #pragma omp for
-        for (int64_t pack = 0; pack < packs; ++pack)
-            Parameters(scan, scan.workspace + pack * pack_size)
-                .read(scan, pack / scan.blocks(), Channels(scan, pack % scan.blocks()));
+        for (int64_t i = 0; i < scan.batch * scan.routes * chunks; ++i)
+            read_proj_chunk(scan, i / (scan.routes * chunks), i / chunks % scan.routes, i % chunks, shared.proj);
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < units; ++unit) work(unit, space);
     }
@@ -440,35 +448,40 @@ void run(const Scan& scan, int64_t units, Work work) {
 template <int STATE>
 void forward_all(const Scan& scan) {
     const int64_t blocks = scan.blocks();
-    run<ForwardSpace>(scan, scan.batch * blocks, [&](int64_t unit, const ForwardSpace& space) {
-        forward_unit<STATE>(scan, unit / blocks, Channels(scan, unit % blocks), space);
+    const Shared shared(scan);
+    run<ForwardSpace>(scan, shared, scan.batch * blocks, [&](int64_t unit, const ForwardSpace& space) {
+        forward_unit<STATE>(scan, unit / blocks, Channels(scan, unit % blocks), shared, space);
     });
 }
 
 template <int STATE>
 void backward_all(const Scan& scan) {
-    run<BackwardSpace>(scan, scan.groups * scan.slices, [&](int64_t unit, const BackwardSpace& space) {
+    const Shared shared(scan);
+    run<BackwardSpace>(scan, shared, scan.groups * scan.slices, [&](int64_t unit, const BackwardSpace& space) {
         const int64_t group = unit / scan.slices, slice = unit % scan.slices;
         const int64_t image = group * scan.batch / scan.groups, block = slice * scan.blocks() / scan.slices;
         for (int64_t i = image; i < (group + 1) * scan.batch / scan.groups; ++i)
             for (int64_t j = block; j < (slice + 1) * scan.blocks() / scan.slices; ++j)
-                backward_unit<STATE>(scan, i, Channels(scan, j), {group, slice, i == image, j == block}, space);
+                backward_unit<STATE>(scan, i, Channels(scan, j), {group, slice, i == image, j == block}, shared, space);
     });
+    const int64_t parameters = scan.routes * scan.channels, chunks = scan.chunks();
+    add_groups(scan, shared.grad_dt_weight, parameters * scan.rank, scan.grad_dt_weight);
+    add_groups(scan, shared.grad_dt_bias, parameters, scan.grad_dt_bias);
+    add_groups(scan, shared.grad_A, parameters * scan.state, scan.grad_A);
+    if (scan.D) add_groups(scan, shared.grad_D, scan.channels, scan.grad_D);
     const int threads = (int)scan.threads;
-    const int64_t parameters = scan.routes * scan.channels;
-    add_up(scan.grad_proj, scan.slices, scan.batch * scan.pixels() * scan.routes * scan.per_route(), threads);
-    add_up(scan.grad_dt_weight, scan.groups, parameters * scan.rank, threads);
-    add_up(scan.grad_dt_bias, scan.groups, parameters, threads);
-    add_up(scan.grad_A, scan.groups, parameters * scan.state, threads);
-    if (scan.D) add_up(scan.grad_D, scan.groups, scan.channels, threads);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < scan.batch * scan.routes * chunks; ++i)
+        write_grad_proj_chunk(scan, i / (scan.routes * chunks), i / chunks % scan.routes, i % chunks, shared.grad_proj);
 }
 
-int64_t workspace_of(const Scan& scan) {
-    return scan.backward() ? workspace<BackwardSpace>(scan) : workspace<ForwardSpace>(scan);
+int64_t workspace(const Scan& scan) {
+    const int64_t per_thread = scan.backward() ? BackwardSpace(scan, nullptr).used : ForwardSpace(scan, nullptr).used;
+    return Shared(scan).used + scan.threads * per_thread;
 }
 void forward(const Scan& scan) { scan.state == 1 ? forward_all<1>(scan) : forward_all<0>(scan); }
 void backward(const Scan& scan) { scan.state == 1 ? backward_all<1>(scan) : backward_all<0>(scan); }
 
 }  // namespace
 
-extern const Kernels KERNELS = {workspace_of, forward, backward};
+extern const Kernels KERNELS = {workspace, forward, backward};

@@ -10,11 +10,14 @@ namespace {
 constexpr int AHEAD = 8;    // steps by which memory is fetched early
 enum RouteBit { TRANSPOSE = 1, FLIP_ROWS = 2, FLIP_COLS = 4, RESTART = 8 };
 
+// Fetches the cache lines of `floats` floats.
+SCAN_INLINE void prefetch(const float* from, int floats) {
 #if defined(__GNUC__) || defined(__clang__)
-inline void prefetch(const float* address) { __builtin_prefetch(address); }
+    for (int i = 0; i < floats; i += 16) __builtin_prefetch(from + i);
 #else
-inline void prefetch(const float*) {}
+    (void)from, (void)floats;
 #endif
+}
 
 inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -33,108 +36,142 @@ struct Channels {
 inline int64_t pitch_of(const Scan& scan) { return scan.width | 1; }
 inline int64_t plane_size(const Scan& scan) { return scan.height * pitch_of(scan) * BLOCK; }
 
-// The steps of one chunk of a walk.
+// The steps of one chunk of a walk, and AHEAD more so that their memory can be fetched early.
 struct Chunk {
     int steps;
-    int64_t pixel[CHUNK + AHEAD];     // index into a plane, and of the steps after the chunk, to be prefetched
-    int64_t proj[CHUNK];              // index into the float32 projections of an image
-    bool restart[CHUNK];              // the state is zero before this step
+    int64_t plane[CHUNK + AHEAD];    // index into a plane
+    int64_t pixel[CHUNK + AHEAD];    // index among the image's pixels
+    bool restart[CHUNK + AHEAD];     // the state is zero before this step
 };
 
-// A route as strides, once for planes and once for pixels without pitch.
+// A position on a plane and among the pixels, moved along a route.
+struct Place {
+    int64_t plane, pixel;
+    Place operator+(Place other) const { return {plane + other.plane, pixel + other.pixel}; }
+    Place operator*(int64_t times) const { return {plane * times, pixel * times}; }
+};
+
+// A route as strides: from step to step, and from the last step of a line to the first of the next.
 struct Walk {
     int64_t line, length;
-    int64_t offset, outer, inner;
-    int64_t proj_offset, proj_outer, proj_inner;
+    Place start, inner, outer, next_line;
     bool restart;
 
-    // proj_stride: floats of the projections from one pixel to the next.
-    Walk(const Scan& scan, int64_t code, int64_t proj_stride) {
-        const int64_t height = scan.height, width = scan.width, pitch = pitch_of(scan);
-        const int64_t down = code & FLIP_ROWS ? -1 : 1, right = code & FLIP_COLS ? -1 : 1;
-        const int64_t row = code & FLIP_ROWS ? height - 1 : 0, col = code & FLIP_COLS ? width - 1 : 0;
+    Walk(const Scan& scan, int64_t code) : length(scan.pixels()), restart(code & RESTART) {
+        const Place down = Place{pitch_of(scan) * BLOCK, scan.width} * (code & FLIP_ROWS ? -1 : 1);
+        const Place right = Place{BLOCK, 1} * (code & FLIP_COLS ? -1 : 1);
         const bool transpose = code & TRANSPOSE;
-        line = transpose ? height : width;
-        length = height * width;
-        offset = (row * pitch + col);
-        outer = transpose ? right : down * pitch;
-        inner = transpose ? down * pitch : right;
-        proj_offset = (row * width + col) * proj_stride;
-        proj_outer = (transpose ? right : down * width) * proj_stride;
-        proj_inner = (transpose ? down * width : right) * proj_stride;
-        restart = code & RESTART;
+        line = transpose ? scan.height : scan.width;
+        start = down * (code & FLIP_ROWS ? 1 - scan.height : 0) + right * (code & FLIP_COLS ? 1 - scan.width : 0);
+        inner = transpose ? down : right;
+        outer = transpose ? right : down;
+        next_line = outer + inner * (1 - line);
     }
 
     void chunk(int64_t index, Chunk& out) const {
         const int64_t first = index * CHUNK;
-        out.steps = (int)smaller(CHUNK, length - first);
-        int64_t at_line = first / line, at = first % line;
-        for (int i = 0; i < CHUNK + AHEAD; ++i) {
-            out.pixel[i] = offset + outer * at_line + inner * at;
-            if (i < out.steps) {
-                out.proj[i] = proj_offset + proj_outer * at_line + proj_inner * at;
-                out.restart[i] = restart && at == 0;
-            }
-            if (first + i + 1 == length) continue;
-            if (++at == line) {
-                at = 0;
-                ++at_line;
-            }
+        const int listed = (int)smaller(CHUNK + AHEAD, length - first);
+        out.steps = (int)smaller(CHUNK, listed);
+        int64_t at = first % line;
+        Place place = start + outer * (first / line) + inner * at;
+        for (int i = 0; i < listed; ++i) {
+            out.plane[i] = place.plane;
+            out.pixel[i] = place.pixel;
+            out.restart[i] = restart && at == 0;
+            const bool ends = ++at == line;
+            place = place + (ends ? next_line : inner);
+            at = ends ? 0 : at;
+        }
+        for (int i = listed; i < CHUNK + AHEAD; ++i) {
+            out.plane[i] = out.plane[listed - 1];
+            out.pixel[i] = out.pixel[listed - 1];
         }
     }
 };
 
-inline const char* element_address(const Scan& scan, const void* tensor, int64_t image, int64_t row, Channels channels) {
-    const int64_t index = (image * scan.height + row) * scan.width * scan.channels + channels.first;
-    return (const char*)tensor + index * (scan.element == FLOAT32 ? 4 : 2);
+inline float same(float a) { return a; }
+
+// Calls `work(data, decode, encode)` with the tensor as an array of its elements.
+template <class Work>
+SCAN_INLINE void with_elements(const Scan& scan, const void* tensor, Work work) {
+    if (scan.element == FLOAT32)
+        work((float*)tensor, same, same);
+    else if (scan.element == BFLOAT16)
+        work((uint16_t*)tensor, from_bfloat16, to_bfloat16);
+    else
+        work((uint16_t*)tensor, from_float16, to_float16);
 }
 
-template <class Element, class Convert>
-SCAN_INLINE void read_row(float* to, const Element* from, int64_t width, int64_t stride, int count, Convert convert) {
-    for (int64_t col = 0; col < width; ++col, to += BLOCK, from += stride) {
-        if (count == BLOCK) {
-            for (int c = 0; c < BLOCK; ++c) to[c] = convert(from[c]);
-        } else {
-            for (int c = 0; c < BLOCK; ++c) to[c] = c < count ? convert(from[c]) : 0.0f;
+inline int64_t element_index(const Scan& scan, int64_t image, Channels channels) {
+    return image * scan.pixels() * scan.channels + channels.first;
+}
+
+// Copies the pixels of a chunk from a tensor like x to a plane, zero in channels that do not exist.
+inline void read_chunk(const Scan& scan, const void* tensor, int64_t image, Channels channels, const Chunk& chunk,
+                       float* plane) {
+    with_elements(scan, tensor, [&](auto* from, auto decode, auto) {
+        from += element_index(scan, image, channels);
+        for (int p = 0; p < chunk.steps; ++p) {
+            const auto* const pixel = from + chunk.pixel[p] * scan.channels;
+            float* const to = plane + chunk.plane[p];
+            if (channels.count == BLOCK) {
+                for (int c = 0; c < BLOCK; ++c) to[c] = decode(pixel[c]);
+            } else {
+                for (int c = 0; c < BLOCK; ++c) to[c] = c < channels.count ? decode(pixel[c]) : 0.0f;
+            }
         }
-    }
+    });
 }
 
-inline void read_plane(const Scan& scan, const void* tensor, int64_t image, Channels channels, float* plane) {
-    for (int64_t row = 0; row < scan.height; ++row) {
-        const void* from = element_address(scan, tensor, image, row, channels);
-        float* to = plane + row * pitch_of(scan) * BLOCK;
-        if (scan.element == FLOAT32)
-            read_row(to, (const float*)from, scan.width, scan.channels, channels.count, [](float a) { return a; });
-        else if (scan.element == BFLOAT16)
-            read_row(to, (const uint16_t*)from, scan.width, scan.channels, channels.count, from_bfloat16);
-        else
-            read_row(to, (const uint16_t*)from, scan.width, scan.channels, channels.count, from_float16);
-    }
-}
-
-template <class Element, class Convert>
-SCAN_INLINE void write_row(Element* to, const float* from, int64_t width, int64_t stride, int count, Convert convert) {
-    for (int64_t col = 0; col < width; ++col, to += stride, from += BLOCK) {
-        if (count == BLOCK) {
-            for (int c = 0; c < BLOCK; ++c) to[c] = convert(from[c]);
-        } else {
-            for (int c = 0; c < count; ++c) to[c] = convert(from[c]);
+inline void write_chunk(const Scan& scan, const float* plane, void* tensor, int64_t image, Channels channels,
+                        const Chunk& chunk) {
+    with_elements(scan, tensor, [&](auto* to, auto, auto encode) {
+        to += element_index(scan, image, channels);
+        for (int p = 0; p < chunk.steps; ++p) {
+            auto* const pixel = to + chunk.pixel[p] * scan.channels;
+            const float* const from = plane + chunk.plane[p];
+            if (channels.count == BLOCK) {
+                for (int c = 0; c < BLOCK; ++c) pixel[c] = encode(from[c]);
+            } else {
+                for (int c = 0; c < channels.count; ++c) pixel[c] = encode(from[c]);
+            }
         }
-    }
+    });
 }
 
-inline void write_plane(const Scan& scan, const float* plane, void* tensor, int64_t image, Channels channels) {
-    for (int64_t row = 0; row < scan.height; ++row) {
-        void* to = (void*)element_address(scan, tensor, image, row, channels);
-        const float* from = plane + row * pitch_of(scan) * BLOCK;
-        if (scan.element == FLOAT32)
-            write_row((float*)to, from, scan.width, scan.channels, channels.count, [](float a) { return a; });
-        else if (scan.element == BFLOAT16)
-            write_row((uint16_t*)to, from, scan.width, scan.channels, channels.count, to_bfloat16);
-        else
-            write_row((uint16_t*)to, from, scan.width, scan.channels, channels.count, to_float16);
-    }
+// The projections in the order of the walks, (B, K, L, P): every block of channels reads them from front to back.
+inline int64_t walked_size(const Scan& scan) { return scan.batch * scan.routes * scan.pixels() * scan.per_route(); }
+inline int64_t walked_index(const Scan& scan, int64_t image, int64_t route, int64_t chunk) {
+    return ((image * scan.routes + route) * scan.pixels() + chunk * CHUNK) * scan.per_route();
+}
+
+inline void read_proj_chunk(const Scan& scan, int64_t image, int64_t route, int64_t index, float* walked) {
+    const int64_t per_route = scan.per_route(), stride = scan.routes * per_route;
+    float* to = walked + walked_index(scan, image, route, index);
+    Chunk chunk;
+    Walk(scan, scan.codes[route]).chunk(index, chunk);
+    with_elements(scan, scan.proj, [&](auto* from, auto decode, auto) {
+        from += image * scan.pixels() * stride + route * per_route;
+        for (int p = 0; p < chunk.steps; ++p, to += per_route)
+            for (int64_t i = 0; i < per_route; ++i) to[i] = decode(from[chunk.pixel[p] * stride + i]);
+    });
+}
+
+// Writes the gradient of the projections: the sum of `slices` arrays of the size of `walked`, in this order.
+inline void write_grad_proj_chunk(const Scan& scan, int64_t image, int64_t route, int64_t index, const float* walked) {
+    const int64_t per_route = scan.per_route(), stride = scan.routes * per_route, size = walked_size(scan);
+    const float* from = walked + walked_index(scan, image, route, index);
+    Chunk chunk;
+    Walk(scan, scan.codes[route]).chunk(index, chunk);
+    with_elements(scan, scan.grad_proj, [&](auto* to, auto, auto encode) {
+        to += image * scan.pixels() * stride + route * per_route;
+        for (int p = 0; p < chunk.steps; ++p, from += per_route)
+            for (int64_t i = 0; i < per_route; ++i) {
+                float total = from[i];
+                for (int64_t slice = 1; slice < scan.slices; ++slice) total += from[slice * size + i];
+                to[chunk.pixel[p] * stride + i] = encode(total);
+            }
+    });
 }
 
 }  // namespace

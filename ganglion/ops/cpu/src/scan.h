@@ -4,7 +4,7 @@
 #include <cstdint>
 
 // Channels that are walked together: one cache line of float32.
-constexpr int BLOCK = 16;
+constexpr int BLOCK = 32;
 // The forward pass records the state every CHUNK steps, and both passes work chunk by chunk.
 constexpr int CHUNK = 64;
 
@@ -16,24 +16,24 @@ struct Scan {
     int64_t threads;
     int64_t groups;              // backward: images are dealt to this many groups, one partial sum each
     int64_t slices;              // backward: channel blocks are dealt to this many slices, one partial sum each
-    int64_t element;             // ElementType of x, y, grad_y and grad_x
+    int64_t element;             // ElementType of x, proj, y and their gradients
     const int64_t* codes;        // (K,) routes as bit fields, see ganglion.ops.routes
     const void* x;               // (B, L, D)
-    const float* proj;           // (B, L, K, P)
+    const void* proj;            // (B, L, K, P)
     const float* dt_weight;      // (K, D, R)
     const float* dt_bias;        // (K, D)
     const float* A;              // (K, D, N)
     const float* D;              // (K, D) or null
     float* carry;                // (B, K, ceil(L / CHUNK), N, D), written by forward, read by backward
-    float* workspace;            // see Kernels
+    float* workspace;            // as many floats as Kernels::workspace says
     void* y;                     // (B, L, D)
     const void* grad_y;          // (B, L, D)
     void* grad_x;                // (B, L, D)
-    float* grad_proj;            // (slices, B, L, K, P), summed into the first slice
-    float* grad_dt_weight;       // (groups, K, D, R), likewise for these four
-    float* grad_dt_bias;         // (groups, K, D)
-    float* grad_A;               // (groups, K, D, N)
-    float* grad_D;               // (groups, D) or null: the gradient of each route's D
+    void* grad_proj;             // (B, L, K, P)
+    float* grad_dt_weight;       // (K, D, R)
+    float* grad_dt_bias;         // (K, D)
+    float* grad_A;               // (K, D, N)
+    float* grad_D;               // (D,) or null: the gradient of each route's D
 
     bool backward() const { return grad_y != nullptr; }
     int64_t pixels() const { return height * width; }

@@ -23,11 +23,11 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..errors import unknown
 from . import official
+from .backbone import Backbone
 
 Weights = Literal["auto", "raw", "ema"]
 
@@ -113,8 +113,9 @@ def load_checkpoint(
     weights: Weights = "auto",
     sha256: str | None = None,
 ) -> LoadReport:
-    """Load published or own weights into a model of this library.
+    """Load published or own weights into a network of this library.
 
+    model: the network, or a module that holds one (compiled, parallel, a feature extractor, a detector).
     source: a path to a .safetensors or .pth file, an https URL (kept in torch.hub's folder), or a dictionary:
         a state dict, or one that holds it as training scripts write it. Names may be VMamba's (releases, the
         old vanilla ones, the single-file rewrite, detection and segmentation networks), SparX's (all three
@@ -132,8 +133,7 @@ def load_checkpoint(
     """
     if weights not in get_args(Weights):
         raise ValueError(unknown("value of `weights`", weights, get_args(Weights)))
-    if isinstance(model, FeatureGetterNet):
-        model = model.model
+    model = _network(model)
     if any(p.is_meta for p in model.parameters()):
         raise ValueError(
             "the model is on the meta device, which has no memory to load into: call to_empty() first"
@@ -157,6 +157,15 @@ def load_checkpoint(
         )
     model.load_state_dict({name: converted[name] for name in report.loaded}, strict=False)
     return report
+
+
+def _network(model: nn.Module) -> Backbone:
+    found = [module for module in model.modules() if isinstance(module, Backbone)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__} holds {len(found)} networks of this library: expected one, or a module with one"
+        )
+    return found[0]
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
@@ -258,7 +267,7 @@ def _find_tensors(content: Any, weights: Weights, where: str) -> tuple[dict[str,
     """The tensors of the one network in `content`, without prefix, and the names of what was left aside."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{where} holds one {type(content).__name__}, expected a dictionary of tensors")
-    entries = _pick_entries(content, weights, where)
+    entries = {str(name): value for name, value in _pick_entries(content, weights, where).items()}
     prefixes = sorted({match["prefix"] for name in entries if (match := _FIRST_LAYER.match(name))})
     if len(prefixes) > 1:
         raise CheckpointError(
@@ -345,7 +354,7 @@ def _reshape(tensor: Tensor, name: str, shape: torch.Size) -> Tensor:
     return tensor
 
 
-def _explain(report: LoadReport, model: nn.Module) -> str:
+def _explain(report: LoadReport, model: Backbone) -> str:
     lines = [str(report).replace("tensors loaded", "tensors match")]
     head = next((m for m in report.misshapen if m.name == "head.fc.weight"), None)
     if head is not None:
@@ -354,7 +363,7 @@ def _explain(report: LoadReport, model: nn.Module) -> str:
             f"create the model with num_classes={head.found[0]}, load, and call "
             f"reset_classifier({head.expected[0]})."
         )
-    elif getattr(model, "num_classes", None) == 0 and len(report.unexpected) in (1, 2):
+    elif model.num_classes == 0 and any("head" in name or "classifier" in name for name in report.unexpected):
         lines.append("The model has no classifier (num_classes=0), the checkpoint has one.")
     lines.append("The model is unchanged. strict=False loads what matches and returns this as a report.")
     return "\n  ".join(lines)

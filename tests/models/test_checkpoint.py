@@ -282,6 +282,19 @@ def test_own_names_and_files(model, tmp_path):
         assert_same(model.state_dict(), expected)
 
 
+def test_wrapped_networks(model, published):
+    for wrapped in (torch.compile(model, backend="eager"), torch.nn.Sequential(torch.nn.Identity(), model)):
+        model.reset_classifier(7)
+        assert load_checkpoint(wrapped, published).complete
+        assert torch.equal(model.head.fc.bias, published["classifier.head.bias"])
+    for other, count in (
+        (torch.nn.Linear(2, 2), 0),
+        (torch.nn.ModuleList([model, timm.create_model("test_vmamba")]), 2),
+    ):
+        with pytest.raises(ValueError, match=f"holds {count} networks"):
+            load_checkpoint(other, published)
+
+
 def test_features_only_model(published):
     features = timm.create_model("test_vmamba", num_classes=7, img_size=64, features_only=True)
     report = load_checkpoint(features, published, strict=False)
@@ -466,6 +479,8 @@ def test_wrong_places(model, tmp_path):
     assert_refused(model, "http://example.org/a.pth", "https", "'http'")
     torch.save(Counter(a=1), tmp_path / "c.pth")
     assert_refused(model, tmp_path / "c.pth", "no tensors")
+    torch.save({0: {"exp_avg": torch.zeros(1)}}, tmp_path / "o.pth")
+    assert_refused(model, tmp_path / "o.pth", "no tensors")
     torch.save([torch.zeros(1)], tmp_path / "l.pth")
     assert_refused(model, tmp_path / "l.pth", "holds one list")
 

@@ -5,12 +5,23 @@ Importing the package registers its networks with timm.
 
 from timm import create_model
 
-from .models import Plan, SparX, SparXConfig, VMamba, VMambaConfig, load_checkpoint
+from .models import (
+    CheckpointError,
+    LoadReport,
+    Plan,
+    SparX,
+    SparXConfig,
+    VMamba,
+    VMambaConfig,
+    load_checkpoint,
+)
 from .ops import Route, backends, scan2d, selective_scan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
+    "LoadReport",
     "Plan",
     "Route",
     "SparX",

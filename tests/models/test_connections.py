@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ganglion.models.connections import STAGE_INPUT, Plan, dgc, dsn, plain, sparx
@@ -40,6 +40,7 @@ def plans(draw) -> Plan:
     return Plan(reads=tuple(map(tuple, reads)))
 
 
+@settings(deadline=None)
 @given(arguments())
 def test_sparx_follows_the_rules(kwargs):
     plan = sparx(**kwargs)
@@ -68,11 +69,13 @@ def test_sparx_follows_the_rules(kwargs):
         assert layer - 1 in read, "the ganglion's own input is always among what it reads"
 
 
+@settings(deadline=None)
 @given(arguments())
 def test_a_window_no_plan_fills_is_no_window(kwargs):
     assert sparx(**kwargs | {"window": 100}) == sparx(**kwargs | {"window": None})
 
 
+@settings(deadline=None)
 @given(plans())
 def test_kept_features_live_exactly_as_long_as_they_are_read(plan):
     kept = {S} if plan.keeps(S) else set()
@@ -89,6 +92,7 @@ def test_kept_features_live_exactly_as_long_as_they_are_read(plan):
     assert ever == {feature for read in plan.reads for feature in read}
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 6), st.data())
 def test_dense_ganglions_read_everything(depth, stride, data):
     plan = dgc(depth, stride=stride, start=data.draw(st.integers(0, depth - 1)))

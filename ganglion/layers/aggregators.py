@@ -79,8 +79,8 @@ class SpatialAttention(nn.Module):
 class SpatialDMCA(nn.Module):
     """DMCA with spatial in place of channel attention: queries at full resolution, keys and values reduced.
 
-    multi_scale=False is "SRA" (Wang et al. 2021): keys from a strided convolution, the projected value averaged to their
-    size. Matches 27.0 M, 5.3 G.
+    multi_scale=False is "SRA" (Wang et al. 2021): keys from a strided convolution, the projected value averaged to
+    their size. Matches 27.0 M, 5.3 G.
     multi_scale=True is "CSA" (Shang et al. 2023): keys and values are averages at two scales, the value has no
     projection of its own. 26.0 M, 5.2 G as printed.
     """

@@ -85,7 +85,7 @@ class Conv2d(nn.Conv2d):
     """`nn.Conv2d` with zero padding, through `conv2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)  # pyright: ignore
 
 
 class ResidualDWConv(nn.Conv2d):
@@ -136,7 +136,9 @@ def check_in_proj(in_proj: nn.Module, channels: int) -> nn.Module:
     """
     found = getattr(in_proj, "out_channels", None)
     if found is None:
-        raise TypeError(f"in_proj {type(in_proj).__name__} has no attribute out_channels: expected {channels} there")
+        raise TypeError(
+            f"in_proj {type(in_proj).__name__} has no attribute out_channels: expected {channels} there"
+        )
     if found != channels:
         raise ValueError(f"in_proj returns {found} channels, expected {channels}")
     return in_proj

@@ -44,15 +44,9 @@ class SpatialSoftmax(nn.Module):
 def _make_out_norm(kind: OutNorm, channels: int, dd: dict) -> nn.Module:
     if kind in ("ln", "gn"):
         return make_norm(kind, channels, **dd)
-    conv = (
-        Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, **dd)
-        if "conv" in kind
-        else None
-    )
-    if kind == "dwconv3":
-        return conv
-    if kind == "ln_dwconv3":
-        return nn.Sequential(make_norm("ln", channels, **dd), conv)
+    if kind in ("dwconv3", "ln_dwconv3"):
+        conv = Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, **dd)
+        return conv if kind == "dwconv3" else nn.Sequential(make_norm("ln", channels, **dd), conv)
     return {"none": nn.Identity, "softmax": SpatialSoftmax, "sigmoid": nn.Sigmoid}[kind]()
 
 

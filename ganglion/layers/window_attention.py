@@ -1,7 +1,7 @@
 """Shifted-window attention (Liu et al. 2021, Swin) as a mixer, around timm's `WindowAttention`.
 
-Windows are fixed; a map of any size is padded at its ends to whole windows. A map that is no larger than a window is not
-shifted.
+Windows are fixed; a map of any size is padded at its ends to whole windows. A map that is no larger than a window
+is not shifted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class WindowAttention2d(nn.Module):
         self.in_proj = Projection(dim, 3 * dim, **dd) if in_proj is None else check_in_proj(in_proj, 3 * dim)
         self.attention = WindowAttention(dim, num_heads=heads, window_size=window, **dd)
         # The projection acts on the whole map, before it is cut into windows.
-        self.attention.qkv = nn.Identity()
+        self.attention.qkv = nn.Identity()  # pyright: ignore
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""

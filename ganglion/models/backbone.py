@@ -5,6 +5,7 @@ plan in which nothing is read. Features that no later layer reads are dropped at
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -118,12 +119,12 @@ class Backbone(nn.Module):
         )
         self.out_norms = nn.ModuleList(out_norms if out_norms is not None else [])
 
-    @torch.jit.ignore
+    @torch.jit.ignore  # pyright: ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay besides one-dimensional ones, as published."""
         return {name for name, _ in self.named_parameters() if name.startswith("pos_embed")}
 
-    @torch.jit.ignore
+    @torch.jit.ignore  # pyright: ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Layer groups, for layer-wise learning-rate decay."""
         return {
@@ -134,14 +135,14 @@ class Backbone(nn.Module):
             + [(r"^norm|^out_norms", (99999,))],
         }
 
-    @torch.jit.ignore
+    @torch.jit.ignore  # pyright: ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # pyright: ignore
 
-    @torch.jit.ignore
+    @torch.jit.ignore  # pyright: ignore
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head.fc
@@ -153,7 +154,8 @@ class Backbone(nn.Module):
         self.num_classes = num_classes
         if reset_other:
             self.norm = nn.Identity()
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        placement: dict[str, Any] = get_device_dtype(self)
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **placement)
 
     def forward_intermediates(
         self,

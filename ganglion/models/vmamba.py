@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import calculate_drop_path_rates, to_2tuple
+from timm.layers import calculate_drop_path_rates
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
@@ -30,7 +30,8 @@ class VMambaConfig:
 
     depths, dims: blocks and channels of the four stages.
     d_state, ssm_ratio, dt_rank (ceil(dim / 16) if None), d_conv (0 for no convolution), conv_bias, gate (not `_noz`),
-        gate_act (not `_nozact`), act, out_act (`_oact`), out_norm (`_on...`), scan (`v05*d*`), ssm_init (`initialize`): of SS2D.
+        gate_act (not `_nozact`), act, out_act (`_oact`), out_norm (`_on...`), scan (`v05*d*`), ssm_init
+        (`initialize`): of SS2D.
     mlp_ratio: hidden over input channels of the MLP, 0 for none. mlp: "gated" is `gmlp`.
     ssm_ratio 0 leaves out the scan. post_norm: norms follow their branches.
     norm: "ln" (ln and ln2d, which differ in memory layout only) or "bn".
@@ -68,10 +69,14 @@ class VMambaConfig:
         if len(self.depths) != len(self.dims):
             raise ValueError(f"depths {self.depths} and dims {self.dims}: expected the same number of stages")
         if self.d_conv < 0 or (self.d_conv > 0 and self.d_conv % 2 == 0):
-            raise ValueError(f"VMambaConfig.d_conv is {self.d_conv}: expected an odd kernel size, or 0 for none")
+            raise ValueError(
+                f"VMambaConfig.d_conv is {self.d_conv}: expected an odd kernel size, or 0 for none"
+            )
         for name in ("ssm_ratio", "mlp_ratio"):
             if getattr(self, name) < 0:
-                raise ValueError(f"VMambaConfig.{name} is {getattr(self, name)}: expected 0 (no such branch) or more")
+                raise ValueError(
+                    f"VMambaConfig.{name} is {getattr(self, name)}: expected 0 (no such branch) or more"
+                )
 
 
 class VMamba(Backbone):
@@ -100,7 +105,7 @@ class VMamba(Backbone):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         c = config
         make_stem = patch_stem if c.stem == "patch" else conv_stem
-        drop_paths = calculate_drop_path_rates(drop_path_rate, list(c.depths), stagewise=True)
+        drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(c.depths), stagewise=True)
         stages = []
         for i, (depth, dim) in enumerate(zip(c.depths, c.dims, strict=True)):
             downsample = make_downsample(c.downsample, c.dims[i - 1], dim, norm=c.norm, **dd) if i else None
@@ -108,7 +113,7 @@ class VMamba(Backbone):
             stages.append(Stage(downsample, blocks, connections.plain(depth)))
         pos_embed = None
         if c.pos_embed:
-            height, width = to_2tuple(img_size)
+            height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
             pos_embed = PositionEmbedding(c.dims[0], (-(-height // 4), -(-width // 4)), **dd)
         super().__init__(
             stem=make_stem(in_chans, c.dims[0], norm=c.norm, **dd),
@@ -173,7 +178,13 @@ _S2L5 = VMambaConfig()
 _S1L8 = VMambaConfig(depths=(2, 2, 8, 2), ssm_ratio=1.0)
 _BASE_DIMS = (128, 256, 512, 1024)
 _VANILLA = VMambaConfig(
-    depths=(2, 2, 9, 2), d_state=16, conv_bias=True, gate=True, mlp_ratio=0.0, stem="patch", downsample="merge"
+    depths=(2, 2, 9, 2),
+    d_state=16,
+    conv_bias=True,
+    gate=True,
+    mlp_ratio=0.0,
+    stem="patch",
+    downsample="merge",
 )
 _V6 = VMambaConfig(depths=(2, 2, 2, 2), d_state=16, d_conv=0, gate=True)
 _V7 = replace(_V6, ssm_ratio=1.0)
@@ -345,11 +356,15 @@ def vmamba_tiny_s2l5_cascade(pretrained: bool = False, **kwargs) -> VMamba:
 @register_model
 def vmamba_nano(pretrained: bool = False, **kwargs) -> VMamba:
     """For experiments on images of 32 to 64 pixels."""
-    return _create("vmamba_nano", pretrained, replace(_S1L8, depths=(1, 1, 4, 1), dims=(32, 64, 128, 192)), **kwargs)
+    return _create(
+        "vmamba_nano", pretrained, replace(_S1L8, depths=(1, 1, 4, 1), dims=(32, 64, 128, 192)), **kwargs
+    )
 
 
 @register_model
 def test_vmamba(pretrained: bool = False, **kwargs) -> VMamba:
     """A tiny network with every part of VMamba, for tests."""
-    config = replace(_S2L5, depths=(1, 1, 2, 1), dims=(16, 24, 32, 48), gate=True, conv_bias=True, pos_embed=True)
+    config = replace(
+        _S2L5, depths=(1, 1, 2, 1), dims=(16, 24, 32, 48), gate=True, conv_bias=True, pos_embed=True
+    )
     return _create("test_vmamba", pretrained, config, **kwargs)

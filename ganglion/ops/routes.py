@@ -55,7 +55,7 @@ class Route:
         )
 
     def strides(self, height: int, width: int) -> tuple[int, int, int]:
-        """(offset, outer stride, inner stride): step i reads pixel offset + outer * (i // line) + inner * (i % line)."""
+        """(offset, outer, inner): step i reads the pixel offset + outer * (i // line) + inner * (i % line)."""
         offset = (height - 1) * width * self.flip_rows + (width - 1) * self.flip_cols
         row = -width if self.flip_rows else width
         col = -1 if self.flip_cols else 1

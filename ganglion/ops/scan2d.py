@@ -123,7 +123,7 @@ def _scan2d_backward(
     """Gradients of x, proj, dt_weight, dt_bias, A and D (empty if D is None)."""
     if x.numel() == 0:
         grads = [torch.zeros_like(t) for t in (x, proj, dt_weight, dt_bias, A)]
-        return (*grads, A.new_zeros(0 if D is None else D.shape))
+        return (*grads, A.new_zeros(0 if D is None else D.shape))  # pyright: ignore
     module = choose(x, A.shape[2], dt_weight.shape[2], backend)
     *grads, grad_D = module.backward(
         grad_y.to(x.dtype).contiguous(),
@@ -188,7 +188,9 @@ def check(
     if n_routes == 0:
         raise ValueError("routes is empty: expected at least one Route")
     if state < 1 or rank < 1:
-        raise ValueError(f"d_state {state} (A's last axis) and dt_rank {rank} (dt_weight's) must be at least 1")
+        raise ValueError(
+            f"d_state {state} (A's last axis) and dt_rank {rank} (dt_weight's) must be at least 1"
+        )
     expected = {
         "proj": (proj, (*x.shape[:3], n_routes * (rank + 2 * state))),
         "dt_weight": (dt_weight, (n_routes, channels, rank)),

@@ -54,7 +54,9 @@ def _selective_scan(
         v = _step_input(delta, delta_bias, channels)
         dt = F.softplus(v) if delta_softplus else v
         x = u[:, channels].mT.to(A.dtype)
-        y[:, channels] = recurrence.forward(x, dt, A[channels], B[:, g].mT, C[:, g].mT, None)[0].mT.to(u.dtype)
+        y[:, channels] = recurrence.forward(x, dt, A[channels], B[:, g].mT, C[:, g].mT, None)[0].mT.to(
+            u.dtype
+        )
     return y
 
 
@@ -155,6 +157,8 @@ def _check(
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {shape} for u {tuple(u.shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: expected {shape} for u {tuple(u.shape)}"
+            )
         if tensor.device != u.device:
             raise ValueError(f"{name} is on {tensor.device}, u on {u.device}: move them to one device")

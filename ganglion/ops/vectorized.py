@@ -69,7 +69,9 @@ def backward(
     work = dt_weight.dtype
     grad_y_BLD = grad_y.reshape(batch, height * width, channels).to(work)
     grad_x = torch.zeros_like(grad_y_BLD)
-    grad_proj = torch.empty(batch, height * width, len(routes), proj.shape[-1] // len(routes), device=x.device, dtype=work)
+    grad_proj = torch.empty(
+        batch, height * width, len(routes), proj.shape[-1] // len(routes), device=x.device, dtype=work
+    )
     grad_dt_weight, grad_dt_bias, grad_A = (torch.empty_like(t) for t in (dt_weight, dt_bias, A))
     for k, order, keep, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
         v = dt_low @ dt_weight[k].T + dt_bias[k]
@@ -108,6 +110,8 @@ def _walks(
         order = route.order(height, width, x.device)
         keep = None
         if route.restart:
-            keep = (torch.arange(len(order), device=x.device) % route.line(height, width) != 0).to(dt_weight.dtype)
+            keep = (torch.arange(len(order), device=x.device) % route.line(height, width) != 0).to(
+                dt_weight.dtype
+            )
         low, B_BLN, C_BLN = proj_BLKP[:, order, k].to(dt_weight.dtype).split([rank, state, state], dim=-1)
         yield k, order, keep, x_BLD[:, order].to(dt_weight.dtype), low, B_BLN, C_BLN

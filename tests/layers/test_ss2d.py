@@ -16,11 +16,27 @@ from tests.tolerances import relative_rms
 
 GOLDEN = load("vmamba/ss2d")
 SCANS = {"v051d": "unidi", "v052d": "bidi", "v052dc": "cascade2d", "v052d3": "rot2d"}
-OUT_NORMS = {"none": "none", "dwconv3": "dwconv3", "cnorm": "ln_dwconv3", "softmax": "softmax", "sigmoid": "sigmoid"}
+OUT_NORMS = {
+    "none": "none",
+    "dwconv3": "dwconv3",
+    "cnorm": "ln_dwconv3",
+    "softmax": "softmax",
+    "sigmoid": "sigmoid",
+}
 PREFIX = "layers.0.blocks.0."
 
 
-def ss2d(d_model, forward_type, ssm_ratio, d_state, act_layer="silu", d_conv=3, conv_bias=True, dt_rank=None, **other):
+def ss2d(
+    d_model,
+    forward_type,
+    ssm_ratio,
+    d_state,
+    act_layer="silu",
+    d_conv=3,
+    conv_bias=True,
+    dt_rank=None,
+    **other,
+):
     core, *suffixes = forward_type.split("_")
     out_norm = next((OUT_NORMS[s[2:]] for s in suffixes if s.startswith("on")), "ln")
     return SS2D(
@@ -67,7 +83,9 @@ def build(case: str) -> tuple[nn.Module, dict[str, str]]:
     names = to_ganglion(["patch_embed.0.weight", *(lead + name for name in weights)])
     strip = "stages.0.blocks.0." if is_block else "stages.0.blocks.0.mixer."
     ours = {names[lead + name].removeprefix(strip): name for name in weights}
-    layer.load_state_dict({our: weights[name].reshape(layer.get_parameter(our).shape) for our, name in ours.items()})
+    layer.load_state_dict(
+        {our: weights[name].reshape(layer.get_parameter(our).shape) for our, name in ours.items()}
+    )
     return layer, ours
 
 

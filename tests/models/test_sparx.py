@@ -70,7 +70,9 @@ def test_golden_ganglion_layer(size):
     ganglion.load_checkpoint(model, golden.state_dict())
     block = model.stages[1].blocks[1]
     seen = {}
-    block.register_forward_hook(lambda m, args, y: seen.update(x=args[0], shortcut=torch.cat(args[1], 1), out=y))
+    block.register_forward_hook(
+        lambda m, args, y: seen.update(x=args[0], shortcut=torch.cat(args[1], 1), out=y)
+    )
     block.mixer.register_forward_hook(lambda m, args, y: seen.update(mixer_in=args[0], mixer_out=y))
     size = golden.meta["inputs"]["64"]
     with torch.inference_mode():
@@ -142,9 +144,15 @@ def test_every_aggregator_trains(aggregator):
     [
         ({"stride": 0}, "SparXConfig, stage 1: stride=0: must be at least 1"),
         ({"window": 0}, "SparXConfig, stage 1: window=0"),
-        ({"start": (None, 5, 0, 0)}, "SparXConfig, stage 1: start=5 is outside the stage: valid for depth 2: 0 to 1"),
+        (
+            {"start": (None, 5, 0, 0)},
+            "SparXConfig, stage 1: start=5 is outside the stage: valid for depth 2: 0 to 1",
+        ),
         ({"start": (0, 1, 0, 0)}, "SparXConfig, stage 0: .*nothing to read"),
-        ({"channel_groups": 7}, "SparXConfig.channel_groups is 7, which does not divide the 192 channels of stage 1"),
+        (
+            {"channel_groups": 7},
+            "SparXConfig.channel_groups is 7, which does not divide the 192 channels of stage 1",
+        ),
         ({"mixer": "attention"}, "SparXConfig.mixer: unknown value 'attention'"),
         ({"aggregator": "dcma"}, r"SparXConfig.aggregator: unknown value 'dcma'. Did you mean 'dmca'\?"),
         ({"sr_ratios": (8, 4)}, "SparXConfig.sr_ratios is .*expected one value for each of the 4 stages"),

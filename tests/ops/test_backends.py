@@ -34,7 +34,9 @@ def test_missing_kernels_are_listed_with_the_reason(no_native):
 
 
 def test_a_fallback_is_announced_once(no_native):
-    with pytest.warns(RuntimeWarning, match="slower backend 'torch'.*'cpu': no compiler was found.*GANGLION_BACKEND"):
+    with pytest.warns(
+        RuntimeWarning, match="slower backend 'torch'.*'cpu': no compiler was found.*GANGLION_BACKEND"
+    ):
         assert choose(X, 1, 1) is BACKENDS["torch"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

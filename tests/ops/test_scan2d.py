@@ -11,7 +11,9 @@ from tests.tolerances import RELATIVE_RMS, assert_close
 
 NAMES = ("x", "proj", "dt_weight", "dt_bias", "A", "D")
 BACKEND_NAMES = [
-    pytest.param(name, marks=pytest.mark.skipif(BACKENDS[name].unavailable() is not None, reason="not available here"))
+    pytest.param(
+        name, marks=pytest.mark.skipif(BACKENDS[name].unavailable() is not None, reason="not available here")
+    )
     for name in ("cpu", "torch")
 ]
 LINES = (Route(restart=True), Route(transpose=True, flip_rows=True, restart=True))
@@ -191,8 +193,10 @@ def test_compiles_without_a_break_for_any_batch_and_size():
 
 def test_exports_with_dynamic_batch_and_size():
     tensors = [t.detach() for t in inputs()]
-    sizes = {i: torch.export.Dim.DYNAMIC for i in range(3)}
-    program = torch.export.export(Scan(), tuple(tensors), dynamic_shapes=(sizes, sizes, None, None, None, None))
+    sizes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(
+        Scan(), tuple(tensors), dynamic_shapes=(sizes, sizes, None, None, None, None)
+    )
     other = [t.detach() for t in inputs(3, 6, 4)]
     torch.testing.assert_close(program.module()(*other), Scan()(*other))
 
@@ -220,7 +224,12 @@ def test_memory_of_a_training_step_is_linear_and_below_a_copy_per_route():
     [
         ("x", torch.zeros(2, 5, 7), ValueError, r"x has shape \(2, 5, 7\): expected \(B, H, W, D\)"),
         ("proj", torch.zeros(2, 5, 7, 15), ValueError, r"proj has shape .*expected \(2, 5, 7, 16\)"),
-        ("proj", torch.zeros(2, 5, 7, 16).bfloat16(), TypeError, "proj has dtype torch.bfloat16, x torch.float32"),
+        (
+            "proj",
+            torch.zeros(2, 5, 7, 16).bfloat16(),
+            TypeError,
+            "proj has dtype torch.bfloat16, x torch.float32",
+        ),
         ("dt_weight", torch.zeros(4, 6), ValueError, "dt_weight has shape"),
         ("dt_weight", torch.zeros(3, 6, 2), ValueError, "dt_weight has shape"),
         ("dt_bias", torch.zeros(4, 5), ValueError, r"dt_bias has shape \(4, 5\): expected \(4, 6\)"),

@@ -32,9 +32,15 @@ class _Scan(ctypes.Structure):
     """`Scan` of src/scan.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "routes", "rank", "state")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "height", "width", "channels", "routes", "rank", "state")
+        ),
         *((name, ctypes.c_int64) for name in ("threads", "groups", "slices", "element")),
-        *((name, ctypes.c_void_p) for name in ("codes", "x", "proj", "dt_weight", "dt_bias", "A", "D", "carry")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("codes", "x", "proj", "dt_weight", "dt_bias", "A", "D", "carry")
+        ),
         *((name, ctypes.c_void_p) for name in ("workspace", "y", "grad_y", "grad_x", "grad_proj")),
         *((name, ctypes.c_void_p) for name in ("grad_dt_weight", "grad_dt_bias", "grad_A", "grad_D")),
     ]
@@ -144,7 +150,15 @@ def _run(
         raise RuntimeError(library)
     batch, height, width, channels = x.shape
     codes = torch.tensor(routes, dtype=torch.int64)
-    tensors |= dict(codes=codes, x=x, proj=proj, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
+    tensors |= {
+        "codes": codes,
+        "x": x,
+        "proj": proj,
+        "dt_weight": dt_weight,
+        "dt_bias": dt_bias,
+        "A": A,
+        "D": D,
+    }
     scan = _Scan(
         batch=batch,
         height=height,
@@ -190,7 +204,9 @@ def _indices() -> dict[str, int]:
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The library, or why there is none."""
-    name = {"win32": "ganglion_scan.dll", "darwin": "libganglion_scan.dylib"}.get(sys.platform, "libganglion_scan.so")
+    name = {"win32": "ganglion_scan.dll", "darwin": "libganglion_scan.dylib"}.get(
+        sys.platform, "libganglion_scan.so"
+    )
     path = Path(__file__).parent / name
     if not path.exists():
         return (

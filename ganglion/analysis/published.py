@@ -155,7 +155,7 @@ ROWS: tuple[Row, ...] = (
     *_table(
         "SparX Table 9",
         ("SparX-Swin-T", "sparx_swin_tiny", "26", "4.7", {"flops_note": _WORDS}),
-        ("SparX-Swin-B", "sparx_swin_base", "88", "16.2", {"params_note": _WORDS, "flops_note": _WORDS}),
+        ("SparX-Swin-B", "sparx_swin_base", "88", "16.2", {"flops_note": _WORDS}),
     ),
     *_table(
         "SparX Table 10",

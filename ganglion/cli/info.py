@@ -55,11 +55,12 @@ def _model(args: argparse.Namespace) -> int:
     import timm
     import torch
 
+    from .. import list_models
     from ..analysis.complexity import activation_memory, complexity
     from ..errors import unknown
 
     if not timm.is_model(args.model):
-        args.parser.error(unknown("model", args.model, _own_models()))
+        args.parser.error(unknown("model", args.model, list_models()))
     sides = args.img_size or [224]
     size = (sides[0], sides[-1])
     model = timm.create_model(args.model, device="meta")
@@ -96,13 +97,6 @@ def _model(args: argparse.Namespace) -> int:
         for i, plan in enumerate(plans):
             print(f"  stages.{i}  {_describe(plan)}")
     return 0
-
-
-def _own_models() -> list[str]:
-    import timm
-
-    own = "ganglion."
-    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(own)]
 
 
 def _describe(plan: Plan) -> str:

@@ -19,7 +19,7 @@ from ..layers.aggregators import AggregatorName, make_aggregator
 from ..layers.basic import make_norm
 from ..layers.block import Block
 from ..layers.mlp import ConvFFN, Mlp
-from ..layers.ss2d import SS2D
+from ..layers.ss2d import SS2D, Scan
 from ..layers.stem import conv_stem, make_downsample, patch_stem
 from ..layers.window_attention import WindowAttention2d
 from . import connections
@@ -28,7 +28,12 @@ from .checkpoint import checkpoint_filter_fn
 from .connections import Plan
 
 Mixer = Literal["ss2d", "ssm", "bi_ssm", "swin"]
-_SCANS = {"ss2d": "cross2d", "ssm": "ssm", "bi_ssm": "bi_ssm"}
+_SCANS: dict[str, Scan] = {"ss2d": "cross2d", "ssm": "ssm", "bi_ssm": "bi_ssm"}
+
+
+def _at(value: Any, stage: int) -> Any:
+    """What holds in one stage: a single value holds in all."""
+    return value[stage] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,7 @@ class SparXConfig:
     dims: tuple[int, ...] = (96, 192, 320, 512)
     connections: Literal["sparx", "plain", "dgc", "dsn"] = "sparx"
     stride: int | tuple[int, ...] = (1, 1, 2, 1)
-    window: int | None | tuple[int | None, ...] = 3
+    window: int | tuple[int | None, ...] | None = 3
     start: tuple[int | None, ...] = (None, 1, 0, 0)
     cross_stage: bool | tuple[bool, ...] = False
     aggregator: AggregatorName = "dmca"
@@ -82,7 +87,17 @@ class SparXConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        check_positive(self, "depths", "dims", "sr_ratios", "channel_groups", "d_state", "ssm_ratio", "ffn_ratio", "window_size")
+        check_positive(
+            self,
+            "depths",
+            "dims",
+            "sr_ratios",
+            "channel_groups",
+            "d_state",
+            "ssm_ratio",
+            "ffn_ratio",
+            "window_size",
+        )
         for name in ("dims", "stride", "window", "start", "cross_stage", "sr_ratios", "layer_scale", "heads"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != len(self.depths):
@@ -90,7 +105,9 @@ class SparXConfig:
                     f"SparXConfig.{name} is {value!r}: expected one value for each of the {len(self.depths)} stages"
                 )
         if self.d_conv < 0 or (self.d_conv > 0 and self.d_conv % 2 == 0):
-            raise ValueError(f"SparXConfig.d_conv is {self.d_conv}: expected an odd kernel size, or 0 for none")
+            raise ValueError(
+                f"SparXConfig.d_conv is {self.d_conv}: expected an odd kernel size, or 0 for none"
+            )
         for i, (plan, dim) in enumerate(zip(self.plans(), self.dims, strict=True)):
             if plan.ganglions and dim % self.channel_groups:
                 divisors = [g for g in range(1, dim + 1) if dim % g == 0]
@@ -99,7 +116,9 @@ class SparXConfig:
                     f"stage {i}; valid there: {', '.join(map(str, divisors))}"
                 )
             if self.mixer == "swin" and dim % self.stage_heads(i):
-                raise ValueError(f"SparXConfig.heads is {self.heads!r}: stage {i} has {dim} channels, not a multiple")
+                raise ValueError(
+                    f"SparXConfig.heads is {self.heads!r}: stage {i} has {dim} channels, not a multiple"
+                )
 
     def plans(self) -> tuple[Plan, ...]:
         """The connections of every stage. Raises ValueError, naming field and stage, if a rule cannot hold."""
@@ -112,10 +131,8 @@ class SparXConfig:
         return tuple(plans)
 
     def _plan(self, i: int, depth: int) -> Plan:
-        stride, window, start, cross_stage = (
-            value[i] if isinstance(value, tuple) else value
-            for value in (self.stride, self.window, self.start, self.cross_stage)
-        )
+        stride, window = _at(self.stride, i), _at(self.window, i)
+        start, cross_stage = _at(self.start, i), _at(self.cross_stage, i)
         if self.connections == "plain" or start is None:
             return connections.plain(depth)
         if self.connections == "dsn":
@@ -161,7 +178,7 @@ class SparX(Backbone):
             stem = patch_stem(in_chans, c.dims[0], norm="bn", **dd)
         else:
             stem = conv_stem(in_chans, c.dims[0], norm="bn", bias=False, extra=c.stem == "conv_extra", **dd)
-        drop_paths = calculate_drop_path_rates(drop_path_rate, list(c.depths), stagewise=True)
+        drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(c.depths), stagewise=True)
         stages = []
         for i, (dim, plan) in enumerate(zip(c.dims, c.plans(), strict=True)):
             downsample = None
@@ -207,7 +224,9 @@ def _block(
             **dd,
         )
     if c.mixer == "swin":
-        mixer = WindowAttention2d(dim, heads=c.stage_heads(i), window=c.window_size, shift=j % 2 == 1, in_proj=in_proj, **dd)
+        mixer = WindowAttention2d(
+            dim, heads=c.stage_heads(i), window=c.window_size, shift=j % 2 == 1, in_proj=in_proj, **dd
+        )
     else:
         mixer = SS2D(
             dim,
@@ -268,11 +287,19 @@ _SWIN_BASE = replace(
 _NANO = replace(_TINY, depths=(1, 2, 5, 2), dims=(32, 48, 80, 128), start=(None, 1, 0, 0))
 
 _NANO_PLAIN = replace(_NANO, connections="plain", dims=(32, 48, 96, 144))
-_SWIN_NANO = replace(_NANO, mixer="swin", ffn="mlp", dpe=False, stem="conv", downsample="conv3", window_size=4)
+_SWIN_NANO = replace(
+    _NANO, mixer="swin", ffn="mlp", dpe=False, stem="conv", downsample="conv3", window_size=4
+)
 _SWIN_NANO_PLAIN = replace(_SWIN_NANO, connections="plain", dims=(32, 48, 96, 144))
 # The last ganglions of stage 2 have a window to truncate, and 3 groups leave one channel over.
 _TEST = SparXConfig(
-    depths=(1, 1, 5, 2), dims=(16, 24, 32, 40), stride=1, window=2, start=(None, 0, 0, 0), d_conv=3, stem="conv_extra"
+    depths=(1, 1, 5, 2),
+    dims=(16, 24, 32, 40),
+    stride=1,
+    window=2,
+    start=(None, 0, 0, 0),
+    d_conv=3,
+    stem="conv_extra",
 )
 
 #: The studies of Tables 5 to 8, as differences from SparX-Mamba-T.
@@ -519,4 +546,5 @@ def test_sparx_mamba(pretrained: bool = False, **kwargs) -> SparX:
 @register_model
 def test_sparx_swin(pretrained: bool = False, **kwargs) -> SparX:
     """A tiny network with every part of SparX-Swin, for tests."""
-    return _create("test_sparx_swin", pretrained, replace(_TEST, mixer="swin", ffn="mlp", dpe=False, stem="patch", downsample="merge"), **kwargs)
+    config = replace(_TEST, mixer="swin", ffn="mlp", dpe=False, stem="patch", downsample="merge")
+    return _create("test_sparx_swin", pretrained, config, **kwargs)

@@ -174,8 +174,6 @@ SCAN_INLINE void forward_chunk(const Scan& scan, const Chunk& chunk, const Param
     for (int p = 0; p < chunk.steps; ++p, B += per_route) {
         const float *const C = B + state, *const x_p = x + chunk.plane[p];
         float* const y_p = y + chunk.plane[p];
-        prefetch(x + chunk.plane[p + AHEAD], BLOCK);
-        prefetch(y + chunk.plane[p + AHEAD], BLOCK);
         if (chunk.restart[p]) {
             for (int i = 0; i < STATE * VECS; ++i) kept[i] = splat(0.0f);
             if (!STATE) zero(h_, state * BLOCK);

@@ -7,17 +7,7 @@
 
 namespace {
 
-constexpr int AHEAD = 8;    // steps by which memory is fetched early
 enum RouteBit { TRANSPOSE = 1, FLIP_ROWS = 2, FLIP_COLS = 4, RESTART = 8 };
-
-// Fetches the cache lines of `floats` floats.
-SCAN_INLINE void prefetch(const float* from, int floats) {
-#if defined(__GNUC__) || defined(__clang__)
-    for (int i = 0; i < floats; i += 16) __builtin_prefetch(from + i);
-#else
-    (void)from, (void)floats;
-#endif
-}
 
 inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -36,12 +26,12 @@ struct Channels {
 inline int64_t pitch_of(const Scan& scan) { return scan.width | 1; }
 inline int64_t plane_size(const Scan& scan) { return scan.height * pitch_of(scan) * BLOCK; }
 
-// The steps of one chunk of a walk, and AHEAD more so that their memory can be fetched early.
+// The steps of one chunk of a walk.
 struct Chunk {
     int steps;
-    int64_t plane[CHUNK + AHEAD];    // index into a plane
-    int64_t pixel[CHUNK + AHEAD];    // index among the image's pixels
-    bool restart[CHUNK + AHEAD];     // the state is zero before this step
+    int64_t plane[CHUNK];    // index into a plane
+    int64_t pixel[CHUNK];    // index among the image's pixels
+    bool restart[CHUNK];     // the state is zero before this step
 };
 
 // A position on a plane and among the pixels, moved along a route.
@@ -70,21 +60,16 @@ struct Walk {
 
     void chunk(int64_t index, Chunk& out) const {
         const int64_t first = index * CHUNK;
-        const int listed = (int)smaller(CHUNK + AHEAD, length - first);
-        out.steps = (int)smaller(CHUNK, listed);
+        out.steps = (int)smaller(CHUNK, length - first);
         int64_t at = first % line;
         Place place = start + outer * (first / line) + inner * at;
-        for (int i = 0; i < listed; ++i) {
+        for (int i = 0; i < out.steps; ++i) {
             out.plane[i] = place.plane;
             out.pixel[i] = place.pixel;
             out.restart[i] = restart && at == 0;
             const bool ends = ++at == line;
             place = place + (ends ? next_line : inner);
             at = ends ? 0 : at;
-        }
-        for (int i = listed; i < CHUNK + AHEAD; ++i) {
-            out.plane[i] = out.plane[listed - 1];
-            out.pixel[i] = out.pixel[listed - 1];
         }
     }
 };

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__SSE__)
+#if defined(__SSE__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
 

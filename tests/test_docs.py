@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import ganglion
+from ganglion.models.official import to_official
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S)
+
+
+def test_readme_code_runs(tmp_path, monkeypatch):
+    """The five lines, on tiny models, with a file in the published names."""
+    (code,) = blocks("README.md", "python")
+    model = timm.create_model("test_vmamba", num_classes=1000)
+    file = re.search(r'"(\S+\.pth)"', code)[1]
+    torch.save({"model": to_official(model.state_dict(), "vmamba")}, tmp_path / file)
+    monkeypatch.chdir(tmp_path)
+    for name, tiny in (("vmamba_tiny_s1l8", "test_vmamba"), ("sparx_mamba_tiny", "test_sparx_mamba")):
+        assert name in ganglion.list_models() and name in code
+        code = code.replace(name, tiny)
+    names: dict = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, 1000)
+    expected = model.eval()(torch.zeros(1, 3, 64, 64))
+    torch.testing.assert_close(names["model"].eval()(torch.zeros(1, 3, 64, 64)), expected)
+    assert [tuple(m.shape[2:]) for m in names["pyramid"]] == [(50, 82), (25, 41), (13, 21), (7, 11)]
+
+
+def test_readme_names_what_exists():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"`ganglion\.([\w.]+?)(?:\(\))?`", text):
+        target = ganglion
+        for part in name.split("."):
+            target = getattr(target, part)
+    for command in re.findall(r"^make (\w+)", "\n".join(blocks("README.md", "sh")), re.M):
+        assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.M), command
+    for link in re.findall(r"\]\(([^):]+)\)", text):
+        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("package", ["ops", "layers", "models", "analysis"])
+def test_architecture_names_every_module(package):
+    (tree,) = [b for b in blocks("docs/architecture.md", "") if b.startswith("ganglion/")]
+    part = re.search(rf"^  {package}/(.*?)(?=^  \w|^\w)", tree, re.M | re.S)[1]
+    named = set(re.findall(r"\b(\w+\.py)\b", part)) | {
+        f"{n}/" for n in re.findall(r"^    (\w+)/", part, re.M)
+    }
+    folder = ROOT / "ganglion" / package
+    there = {p.name for p in folder.glob("*.py")} - {"__init__.py"}
+    there |= {f"{p.parent.name}/" for p in folder.glob("*/__init__.py")}
+    assert named == there

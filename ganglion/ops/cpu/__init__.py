@@ -150,15 +150,7 @@ def _run(
         raise RuntimeError(library)
     batch, height, width, channels = x.shape
     codes = torch.tensor(routes, dtype=torch.int64)
-    tensors |= {
-        "codes": codes,
-        "x": x,
-        "proj": proj,
-        "dt_weight": dt_weight,
-        "dt_bias": dt_bias,
-        "A": A,
-        "D": D,
-    }
+    tensors |= {"codes": codes, "x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
     scan = _Scan(
         batch=batch,
         height=height,

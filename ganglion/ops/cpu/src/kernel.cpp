@@ -90,26 +90,52 @@ struct Parameters : Space {
     }
 };
 
+// Gradients of the parameters of one route and block of channels, summed over the images of a group.
+struct Sums : Space {
+    float *weight, *bias, *A, *D;    // (R, BLOCK), (BLOCK,), (N, BLOCK), (BLOCK,)
+
+    Sums(const Scan& scan, float* memory)
+        : Space{memory},
+          weight(take(scan.rank * BLOCK)),
+          bias(take(BLOCK)),
+          A(take(scan.state * BLOCK)),
+          D(take(BLOCK)) {}
+
+    void add(const Sums& other) const {
+        for (int64_t i = 0; i < used; ++i) memory[i] += other.memory[i];
+    }
+    void write(const Scan& scan, int64_t route, Channels channels) const {
+        for (int64_t c = 0; c < channels.count; ++c) {
+            const int64_t at = route * scan.channels + channels.first + c;
+            for (int64_t r = 0; r < scan.rank; ++r) scan.grad_dt_weight[at * scan.rank + r] = weight[r * BLOCK + c];
+            for (int64_t n = 0; n < scan.state; ++n) scan.grad_A[at * scan.state + n] = A[n * BLOCK + c] * LN2;
+            scan.grad_dt_bias[at] = bias[c];
+            if (scan.D && route == 0) scan.grad_D[channels.first + c] = D[c];
+        }
+    }
+};
+
 // The workspace: what all units share, then a piece for each thread.
 struct Shared : Space {
     float* parameters;    // of every route and block of channels
     float* proj;          // in the order of the walks
     float* grad_proj;     // likewise, for every slice
-    float *grad_dt_weight, *grad_dt_bias, *grad_A, *grad_D;    // for every group
+    float* sums;          // of every group, route and block of channels
 
     explicit Shared(const Scan& scan) : Space{scan.workspace} {
-        const int64_t parameter_sums = scan.backward() ? scan.groups * scan.routes * scan.channels : 0;
-        parameters = take(scan.routes * scan.blocks() * Parameters(scan, nullptr).used);
+        const int64_t routes_blocks = scan.routes * scan.blocks();
+        parameters = take(routes_blocks * Parameters(scan, nullptr).used);
         proj = take(walked_size(scan) + 8 * scan.per_route());
         grad_proj = take(scan.backward() ? scan.slices * walked_size(scan) : 0);
-        grad_dt_weight = take(parameter_sums * scan.rank);
-        grad_dt_bias = take(parameter_sums);
-        grad_A = take(parameter_sums * scan.state);
-        grad_D = take(scan.backward() ? scan.groups * scan.channels : 0);
+        sums = take(scan.backward() ? scan.groups * routes_blocks * Sums(scan, nullptr).used : 0);
     }
-    Parameters of(const Scan& scan, int64_t route, Channels channels) const {
+    Parameters parameters_of(const Scan& scan, int64_t route, Channels channels) const {
         const int64_t index = route * scan.blocks() + channels.first / BLOCK;
         return Parameters(scan, parameters + index * Parameters(scan, nullptr).used);
+    }
+    Sums sums_of(const Scan& scan, int64_t group, int64_t route, Channels channels) const {
+        const int64_t index = (group * scan.routes + route) * scan.blocks() + channels.first / BLOCK;
+        return Sums(scan, sums + index * Sums(scan, nullptr).used);
     }
 };
 
@@ -204,7 +230,7 @@ void forward_unit(const Scan& scan, int64_t image, Channels channels, const Shar
     Chunk chunk;
     for (int64_t k = 0; k < scan.routes; ++k) {
         const Walk walk(scan, scan.codes[k]);
-        const Parameters params = shared.of(scan, k, channels);
+        const Parameters params = shared.parameters_of(scan, k, channels);
         zero(space.h, scan.state * BLOCK);
         for (int64_t i = 0; i < scan.chunks(); ++i) {
             const float* const proj = shared.proj + walked_index(scan, image, k, i);
@@ -224,8 +250,7 @@ void forward_unit(const Scan& scan, int64_t image, Channels channels, const Shar
 }
 
 struct BackwardSpace : Space {
-    float *d, *slope, *decay, *h, *adjoint, *grad_proj;
-    float *grad_weight, *grad_bias, *grad_A, *grad_D, *x, *grad_y, *grad_x;
+    float *d, *slope, *decay, *h, *adjoint, *grad_proj, *x, *grad_y, *grad_x;
 
     BackwardSpace(const Scan& scan, float* memory) : Space{memory} {
         const int64_t tile = (CHUNK + 8) * BLOCK, states = scan.state * BLOCK;
@@ -235,10 +260,6 @@ struct BackwardSpace : Space {
         h = take((CHUNK + 1) * states);                         // before the chunk, then after each step
         adjoint = take(states);                                 // gradient that later steps give to the state
         grad_proj = take((CHUNK + 8) * grad_proj_row(scan));    // of dt_low, padded, then of B and C
-        grad_weight = take(scan.rank * BLOCK);
-        grad_bias = take(BLOCK);
-        grad_A = take(states);
-        grad_D = take(BLOCK);
         x = take(plane_size(scan));
         grad_y = take(plane_size(scan));
         grad_x = take(plane_size(scan));
@@ -275,13 +296,13 @@ SCAN_INLINE void recompute_chunk(const Scan& scan, const Chunk& chunk, const Par
 
 template <int STATE>
 SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params, const float* proj,
-                                const BackwardSpace& space) {
+                                const Sums& sums, const BackwardSpace& space) {
     const int rank = (int)scan.rank, state = STATE ? STATE : (int)scan.state, per_route = rank + 2 * state;
     const int row = (int)BackwardSpace::grad_proj_row(scan), padded_rank = row - 2 * state;
     const float *const d_ = space.d, *const decay = space.decay, *const h = space.h, *const A = params.A;
     const float *const x = space.x, *const grad_y = space.grad_y;
-    float *const slope = space.slope, *const adjoint = space.adjoint, *const grad_A = space.grad_A;
-    float *const grad_bias = space.grad_bias, *const grad_x = space.grad_x;
+    float *const slope = space.slope, *const adjoint = space.adjoint, *const grad_x = space.grad_x;
+    float *const grad_A = sums.A, *const grad_bias = sums.bias;
     for (int p = chunk.steps - 1; p >= 0; --p) {
         const float *const B = proj + p * per_route + rank, *const C = B + state;
         const float *const x_p = x + chunk.plane[p], *const grad_y_p = grad_y + chunk.plane[p];
@@ -317,25 +338,30 @@ SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Para
     }
 }
 
+// COLS vectors of the gradient of dt_low, from column r.
+template <int COLS>
+SCAN_INLINE void grad_low_columns(int steps, int row, const float* grad_v, const Parameters& params, int r, float* to) {
+    multiply<COLS, false>(
+        steps, BLOCK, [=](int p, int c) { return grad_v[p * BLOCK + c]; }, params.weight_rows + r, params.padded_rank,
+        [](int, int) { return splat(0.0f); },
+        [=](int p, int j, Vec value) { store(to + p * row + r + j * WIDTH, value); });
+}
+
 // Gradients of the matrix product that made v.
 SCAN_INLINE void backward_step_inputs(const Scan& scan, int steps, const Parameters& params, const float* proj,
-                                      const BackwardSpace& space) {
+                                      const Sums& sums, const BackwardSpace& space) {
     const int rank = (int)scan.rank;
     const int64_t per_route = scan.per_route();
     const int row = (int)BackwardSpace::grad_proj_row(scan);
     const float* const grad_v = space.slope;
-    float* const grad_weight = space.grad_weight;
+    float* const grad_weight = sums.weight;
     multiply<VECS, false>(
         rank, steps, [=](int r, int p) { return proj[p * per_route + r]; }, grad_v, BLOCK,
         [=](int r, int j) { return load(grad_weight + r * BLOCK + j * WIDTH); },
         [=](int r, int j, Vec value) { store(grad_weight + r * BLOCK + j * WIDTH, value); });
-    for (int r = 0; r < rank; r += WIDTH) {
-        float* const grad_low = space.grad_proj + r;
-        multiply<1, false>(
-            steps, BLOCK, [=](int p, int c) { return grad_v[p * BLOCK + c]; }, params.weight_rows + r,
-            params.padded_rank, [=](int, int) { return splat(0.0f); },
-            [=](int p, int, Vec value) { store(grad_low + p * row, value); });
-    }
+    int r = 0;
+    for (; r + WIDTH < rank; r += 2 * WIDTH) grad_low_columns<2>(steps, row, grad_v, params, r, space.grad_proj);
+    for (; r < rank; r += WIDTH) grad_low_columns<1>(steps, row, grad_v, params, r, space.grad_proj);
 }
 
 // Writes (`first`) or adds the gradient of a chunk's projections to that of the image.
@@ -347,13 +373,6 @@ SCAN_INLINE void add_grad_proj(const Scan& scan, int steps, const BackwardSpace&
         for (int r = 0; r < rank; ++r) to[r] = first ? low[r] : to[r] + low[r];
         for (int n = 0; n < two_states; ++n) to[rank + n] = first ? BC[n] : to[rank + n] + BC[n];
     }
-}
-
-// to[c * rows + r] = or += from[r][c] * scale
-inline void add_transposed(float* to, const float* from, int64_t rows, int columns, float scale, bool first) {
-    for (int64_t c = 0; c < columns; ++c)
-        for (int64_t r = 0; r < rows; ++r)
-            to[c * rows + r] = from[r * BLOCK + c] * scale + (first ? 0.0f : to[c * rows + r]);
 }
 
 // total += a * b over the pixels of a chunk.
@@ -372,52 +391,34 @@ struct Partial {
 template <int STATE>
 void backward_unit(const Scan& scan, int64_t image, Channels channels, Partial partial, const Shared& shared,
                    const BackwardSpace& space) {
-    const int columns = channels.count;
-    const bool write = partial.first_image;
     Chunk chunk;
-    zero(space.grad_D, BLOCK);
     for (int64_t k = 0; k < scan.routes; ++k) {
         const Walk walk(scan, scan.codes[k]);
-        const Parameters params = shared.of(scan, k, channels);
+        const Parameters params = shared.parameters_of(scan, k, channels);
+        const Sums sums = shared.sums_of(scan, partial.group, k, channels);
+        if (partial.first_image) zero(sums.memory, sums.used);
         zero(space.adjoint, scan.state * BLOCK);
-        zero(space.grad_weight, scan.rank * BLOCK);
-        zero(space.grad_bias, BLOCK);
-        zero(space.grad_A, scan.state * BLOCK);
         for (int64_t i = scan.chunks() - 1; i >= 0; --i) {
             const int64_t walked = walked_index(scan, image, k, i);
             const float *const proj = shared.proj + walked, *const carry = carry_at(scan, image, k, i, channels);
             float* const grad_proj = shared.grad_proj + partial.slice * walked_size(scan) + walked;
             for (int64_t n = 0; n < scan.state; ++n)
                 for (int c = 0; c < BLOCK; ++c)
-                    space.h[n * BLOCK + c] = c < columns ? carry[n * scan.channels + c] : 0.0f;
+                    space.h[n * BLOCK + c] = c < channels.count ? carry[n * scan.channels + c] : 0.0f;
             walk.chunk(i, chunk);
             if (k == 0) {
                 read_chunk(scan, scan.x, image, channels, chunk, space.x);
                 read_chunk(scan, scan.grad_y, image, channels, chunk, space.grad_y);
                 begin_with_skip(scan, chunk, params.skip, space.grad_y, space.grad_x);
-                add_products(chunk, space.x, space.grad_y, space.grad_D);
+                add_products(chunk, space.x, space.grad_y, sums.D);
             }
             step_inputs(scan, chunk.steps, params, proj, space.d);
             recompute_chunk<STATE>(scan, chunk, params, proj, space);
-            backward_chunk<STATE>(scan, chunk, params, proj, space);
-            backward_step_inputs(scan, chunk.steps, params, proj, space);
+            backward_chunk<STATE>(scan, chunk, params, proj, sums, space);
+            backward_step_inputs(scan, chunk.steps, params, proj, sums, space);
             add_grad_proj(scan, chunk.steps, space, grad_proj, partial.first_block);
             if (k == scan.routes - 1) write_chunk(scan, space.grad_x, scan.grad_x, image, channels, chunk);
         }
-        const int64_t at = (partial.group * scan.routes + k) * scan.channels + channels.first;
-        add_transposed(shared.grad_dt_weight + at * scan.rank, space.grad_weight, scan.rank, columns, 1.0f, write);
-        add_transposed(shared.grad_dt_bias + at, space.grad_bias, 1, columns, 1.0f, write);
-        add_transposed(shared.grad_A + at * scan.state, space.grad_A, scan.state, columns, LN2, write);
-    }
-    add_transposed(shared.grad_D + partial.group * scan.channels + channels.first, space.grad_D, 1, columns, 1.0f,
-                   write);
-}
-
-// Sums the groups' partial sums, each of `size` floats, in their order.
-inline void add_groups(const Scan& scan, const float* partial, int64_t size, float* total) {
-    for (int64_t i = 0; i < size; ++i) {
-        total[i] = partial[i];
-        for (int64_t group = 1; group < scan.groups; ++group) total[i] += partial[group * size + i];
     }
 }
 
@@ -433,7 +434,7 @@ void run(const Scan& scan, const Shared& shared, int64_t units, Work work) {
 #pragma omp for nowait
         for (int64_t i = 0; i < scan.routes * blocks; ++i) {
             const Channels channels(scan, i % blocks);
-            shared.of(scan, i / blocks, channels).read(scan, i / blocks, channels);
+            shared.parameters_of(scan, i / blocks, channels).read(scan, i / blocks, channels);
         }
 #pragma omp for
         for (int64_t i = 0; i < scan.batch * scan.routes * chunks; ++i)
@@ -462,15 +463,24 @@ void backward_all(const Scan& scan) {
             for (int64_t j = block; j < (slice + 1) * scan.blocks() / scan.slices; ++j)
                 backward_unit<STATE>(scan, i, Channels(scan, j), {group, slice, i == image, j == block}, shared, space);
     });
-    const int64_t parameters = scan.routes * scan.channels, chunks = scan.chunks();
-    add_groups(scan, shared.grad_dt_weight, parameters * scan.rank, scan.grad_dt_weight);
-    add_groups(scan, shared.grad_dt_bias, parameters, scan.grad_dt_bias);
-    add_groups(scan, shared.grad_A, parameters * scan.state, scan.grad_A);
-    if (scan.D) add_groups(scan, shared.grad_D, scan.channels, scan.grad_D);
+    const int64_t blocks = scan.blocks(), chunks = scan.chunks();
     const int threads = (int)scan.threads;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < scan.batch * scan.routes * chunks; ++i)
-        write_grad_proj_chunk(scan, i / (scan.routes * chunks), i / chunks % scan.routes, i % chunks, shared.grad_proj);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for nowait
+        for (int64_t i = 0; i < scan.routes * blocks; ++i) {
+            const int64_t route = i / blocks;
+            const Channels channels(scan, i % blocks);
+            const Sums total = shared.sums_of(scan, 0, route, channels);
+            for (int64_t group = 1; group < scan.groups; ++group)
+                total.add(shared.sums_of(scan, group, route, channels));
+            total.write(scan, route, channels);
+        }
+#pragma omp for
+        for (int64_t i = 0; i < scan.batch * scan.routes * chunks; ++i)
+            write_grad_proj_chunk(scan, i / (scan.routes * chunks), i / chunks % scan.routes, i % chunks,
+                                  shared.grad_proj);
+    }
 }
 
 int64_t workspace(const Scan& scan) {

@@ -311,7 +311,7 @@ def test_a_missing_library_is_reported_and_the_scan_still_runs(library_in):
         scan2d(*case.inputs(), routes=case.routes, backend="cpu")
 
 
-def test_a_broken_library_is_reported(library_in):
+def test_an_unsuitable_library_is_reported(library_in):
     for name in ("libganglion_scan.so", "libganglion_scan.dylib", "ganglion_scan.dll"):
         (library_in / name).write_bytes(b"not a library")
-    assert "does not load" in cpu.unavailable()
+    assert "does not fit" in cpu.unavailable()

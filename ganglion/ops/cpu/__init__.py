@@ -78,8 +78,8 @@ def forward(
     y = torch.empty_like(x)
     chunks = (height * width + _CHUNK - 1) // _CHUNK
     carry = torch.empty(batch, len(routes), chunks, A.shape[2], channels, dtype=torch.float32)
-    if x.numel():
-        _run("forward", x, proj, dt_weight, dt_bias, A, D, routes, carry=carry, y=y)
+    inputs = {"x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
+    _call("forward", routes, inputs | {"carry": carry, "y": y})
     return y, carry
 
 
@@ -95,62 +95,29 @@ def backward(
     routes: Sequence[int],
 ) -> tuple[Tensor | None, ...]:
     """See `ganglion.ops.backends`."""
+    inputs = {"x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
     if not x.numel():
-        return tuple(None if t is None else torch.zeros_like(t) for t in (x, proj, dt_weight, dt_bias, A, D))
-    # Threads add up into memory of their own. How much there is depends on the shapes only, so that the order of
-    # the sums does not depend on the number of threads, and is limited to about two tensors of the size of x.
-    blocks = (x.shape[3] + _BLOCK - 1) // _BLOCK
-    groups = min(x.shape[0], _PIECES)
-    slices = min(blocks, -(-_PIECES // groups), max(1, 2 * x.shape[3] // proj.shape[3]))
-    grad_x, grad_proj, grad_dt_weight, grad_dt_bias, grad_A = (
-        torch.empty_like(t) for t in (x, proj, dt_weight, dt_bias, A)
-    )
-    grad_D = None if D is None else A.new_empty(x.shape[3])
-    _run(
-        "backward",
-        x,
-        proj,
-        dt_weight,
-        dt_bias,
-        A,
-        D,
-        routes,
-        groups=groups,
-        slices=slices,
-        carry=carry,
-        grad_y=grad_y,
-        grad_x=grad_x,
-        grad_proj=grad_proj,
-        grad_dt_weight=grad_dt_weight,
-        grad_dt_bias=grad_dt_bias,
-        grad_A=grad_A,
-        grad_D=grad_D,
-    )
-    if D is not None and grad_D is not None:
-        grad_D = grad_D.expand_as(D).clone()
-    return grad_x, grad_proj, grad_dt_weight, grad_dt_bias, grad_A, grad_D
+        return tuple(None if t is None else torch.zeros_like(t) for t in inputs.values())
+    grads = {f"grad_{name}": None if t is None else torch.empty_like(t) for name, t in inputs.items()}
+    _call("backward", routes, inputs | grads | {"carry": carry, "grad_y": grad_y})
+    return tuple(grads.values())
 
 
-def _run(
-    direction: str,
-    x: Tensor,
-    proj: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor | None,
-    routes: Sequence[int],
-    *,
-    groups: int = 0,
-    slices: int = 0,
-    **tensors: Tensor | None,
-) -> None:
+def _call(direction: str, routes: Sequence[int], tensors: dict[str, Tensor | None]) -> None:
+    """Runs the kernels on contiguous tensors, named as in `_Scan`."""
     library, isa = _library(), _isa()
     if isinstance(library, str):
         raise RuntimeError(library)
+    x, proj, dt_weight, A = (tensors[name] for name in ("x", "proj", "dt_weight", "A"))
+    assert x is not None and proj is not None and dt_weight is not None and A is not None
+    if not x.numel():
+        return
     batch, height, width, channels = x.shape
-    codes = torch.tensor(routes, dtype=torch.int64)
-    tensors |= {"codes": codes, "x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
+    # Threads add up gradients into memory of their own. How much there is depends on the shapes only, so that the
+    # order of the sums does not depend on the number of threads, and is limited to about two tensors of the size of x.
+    groups = min(batch, _PIECES)
+    slices = min(-(-channels // _BLOCK), -(-_PIECES // groups), max(1, 2 * channels // proj.shape[3]))
+    codes = (ctypes.c_int64 * len(routes))(*routes)
     scan = _Scan(
         batch=batch,
         height=height,
@@ -159,14 +126,14 @@ def _run(
         routes=len(routes),
         rank=dt_weight.shape[2],
         state=A.shape[2],
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() if library.ganglion_scan_threaded() else 1,
         groups=groups,
         slices=slices,
         element=_ELEMENTS[x.dtype],
+        codes=ctypes.addressof(codes),
         **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
     )
-    floats = library.ganglion_scan_workspace(isa, ctypes.byref(scan))
-    workspace = torch.empty(floats, dtype=torch.float32)
+    workspace = torch.empty(library.ganglion_scan_workspace(isa, ctypes.byref(scan)), dtype=torch.float32)
     scan.workspace = workspace.data_ptr()
     getattr(library, f"ganglion_scan_{direction}")(isa, ctypes.byref(scan))
 
@@ -207,13 +174,11 @@ def _library() -> ctypes.CDLL | str:
         )
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
-        return f"{path} does not load ({error}): build it again on this machine with `pip install .`"
-    library.ganglion_scan_name.restype = ctypes.c_char_p
-    for name in ("size", "workspace"):
-        getattr(library, f"ganglion_scan_{name}").restype = ctypes.c_int64
-    for name in ("forward", "backward"):
-        getattr(library, f"ganglion_scan_{name}").restype = None
-    if library.ganglion_scan_size() != ctypes.sizeof(_Scan):
-        return f"{path} was built from other sources than this package: build it again with `pip install .`"
+        library.ganglion_scan_name.restype = ctypes.c_char_p
+        library.ganglion_scan_size.restype = library.ganglion_scan_workspace.restype = ctypes.c_int64
+        library.ganglion_scan_forward.restype = library.ganglion_scan_backward.restype = None
+        if library.ganglion_scan_size() != ctypes.sizeof(_Scan):
+            raise OSError("its arguments differ from this package's")
+    except (OSError, AttributeError) as error:
+        return f"{path} does not fit ({error}): build it again on this machine with `pip install .`"
     return library

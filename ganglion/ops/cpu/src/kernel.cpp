@@ -92,7 +92,8 @@ struct Parameters : Space {
 
 // Gradients of the parameters of one route and block of channels, summed over the images of a group.
 struct Sums : Space {
-    float *weight, *bias, *A, *D;    // (R, BLOCK), (BLOCK,), (N, BLOCK), (BLOCK,)
+    float *weight, *bias, *A;    // (R, BLOCK), (BLOCK,), (N, BLOCK)
+    float* D;                    // (BLOCK,), in the sums of route 0 only: it is the same for all routes
 
     Sums(const Scan& scan, float* memory)
         : Space{memory},
@@ -110,7 +111,8 @@ struct Sums : Space {
             for (int64_t r = 0; r < scan.rank; ++r) scan.grad_dt_weight[at * scan.rank + r] = weight[r * BLOCK + c];
             for (int64_t n = 0; n < scan.state; ++n) scan.grad_A[at * scan.state + n] = A[n * BLOCK + c] * LN2;
             scan.grad_dt_bias[at] = bias[c];
-            if (scan.D && route == 0) scan.grad_D[channels.first + c] = D[c];
+            for (int64_t k = 0; scan.D && route == 0 && k < scan.routes; ++k)
+                scan.grad_D[k * scan.channels + channels.first + c] = D[c];
         }
     }
 };
@@ -426,10 +428,10 @@ void backward_unit(const Scan& scan, int64_t image, Channels channels, Partial p
 template <class UnitSpace, class Work>
 void run(const Scan& scan, const Shared& shared, int64_t units, Work work) {
     const int64_t floats = UnitSpace(scan, nullptr).used, blocks = scan.blocks(), chunks = scan.chunks();
-    const int threads = (int)scan.threads;
+    [[maybe_unused]] const int threads = (int)scan.threads;
 #pragma omp parallel num_threads(threads)
     {
-        const FlushSubnormals flush;
+        [[maybe_unused]] const FlushSubnormals flush;
         const UnitSpace space(scan, scan.workspace + shared.used + thread_number() * floats);
 #pragma omp for nowait
         for (int64_t i = 0; i < scan.routes * blocks; ++i) {
@@ -464,7 +466,7 @@ void backward_all(const Scan& scan) {
                 backward_unit<STATE>(scan, i, Channels(scan, j), {group, slice, i == image, j == block}, shared, space);
     });
     const int64_t blocks = scan.blocks(), chunks = scan.chunks();
-    const int threads = (int)scan.threads;
+    [[maybe_unused]] const int threads = (int)scan.threads;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for nowait

@@ -33,7 +33,7 @@ struct Scan {
     float* grad_dt_weight;       // (K, D, R)
     float* grad_dt_bias;         // (K, D)
     float* grad_A;               // (K, D, N)
-    float* grad_D;               // (D,) or null: the gradient of each route's D
+    float* grad_D;               // (K, D) or null
 
     bool backward() const { return grad_y != nullptr; }
     int64_t pixels() const { return height * width; }

@@ -168,9 +168,20 @@ class ConvNorm(nn.Module):
         )
         self.norm = make_norm(norm, out_channels, **dd)
         self.act = nn.GELU() if act else nn.Identity()
+        self.unpadded = 0 if padding else kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.unpadded > 0:
+            x = at_least(x, self.unpadded)
         return self.act(self.norm(self.conv(x)))
+
+
+@torch.fx.wrap
+def at_least(x: Tensor, side: int) -> Tensor:
+    """x, after checking that neither of its sides is shorter than `side`."""
+    if x.shape[2] < side or x.shape[3] < side:
+        raise ValueError(f"a map of {x.shape[2]} x {x.shape[3]}: this layer needs at least {side} x {side}")
+    return x
 
 
 class PatchMerging(nn.Module):

@@ -6,18 +6,15 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .basic import ResidualDWConv
-
 
 class Block(nn.Module):
-    """Position encoding, mixer branch, channel-mixer branch (VMamba, Figure 3; SparX, Figure 2).
+    """Mixer branch, channel-mixer branch (VMamba, Figure 3; SparX, Figure 2).
 
-        x = dpe(x);  x = ls1(x) + drop_path(mixer(norm1(x), earlier));  x = ls2(x) + drop_path(mlp(norm2(x)))
+        x = ls1(x) + drop_path(mixer(norm1(x), earlier));  x = ls2(x) + drop_path(mlp(norm2(x)))
 
     mixer: called with the normalised map and the earlier features that the layer reads; a mixer of a normal layer
     ignores them. Either branch may be None, its norm then too. post_norm: the norm follows its branch instead.
-    dpe: dynamic position encoding, a residual depthwise convolution. layer_scale: SparX's per-channel affine map on the
-    identity path.
+    layer_scale: SparX's per-channel affine map on the identity path.
     """
 
     def __init__(
@@ -29,7 +26,6 @@ class Block(nn.Module):
         mlp: nn.Module | None = None,
         norm2: nn.Module | None = None,
         post_norm: bool = False,
-        dpe: bool = False,
         layer_scale: bool = False,
         drop_path: float = 0.0,
         device=None,
@@ -38,7 +34,6 @@ class Block(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.post_norm = post_norm
-        self.dpe = ResidualDWConv(dim, **dd) if dpe else nn.Identity()
         self.norm1 = norm1
         self.mixer = mixer
         self.ls1 = IdentityScale(dim, **dd) if layer_scale and mixer is not None else nn.Identity()
@@ -49,7 +44,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, C, H, W). earlier: features of earlier layers, each (B, C, H, W)."""
-        x = self.dpe(x)
         if self.mixer is not None and self.norm1 is not None:
             if self.post_norm:
                 branch = self.norm1(self.mixer(x, earlier))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .basic import Linear, Linear2d, ResidualDWConv
 
 #: Hidden maps above this size are made in slices of _SLICE bytes per thread.
-_WHOLE = 12 << 20
+_WHOLE = 8 << 20
 _SLICE = 2 << 20
 
 

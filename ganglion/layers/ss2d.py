@@ -141,16 +141,19 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""
+        # One step a line: a map is given up as soon as the next is there.
         x = self.in_proj(x, earlier)
-        z = x
+        z: Optional[Tensor] = None
         if self.gate:
             x, z = x.chunk(2, dim=1)
-        x = self.act(self.conv(x)).permute(0, 2, 3, 1)
-        y = self._cascade_scan(x) if self.cascade else self._scan(x, 0, len(self.routes))
-        y = self.out_act(self.out_norm(y.permute(0, 3, 1, 2)))
-        if self.gate:
-            y = y * self.gate_act(z)
-        return self.out_proj(y)
+        x = self.conv(x)
+        x = self.act(x).permute(0, 2, 3, 1)
+        x = self._cascade_scan(x) if self.cascade else self._scan(x, 0, len(self.routes))
+        x = self.out_norm(x.permute(0, 3, 1, 2))
+        x = self.out_act(x)
+        if z is not None:
+            x = x * self.gate_act(z)
+        return self.out_proj(x)
 
     def _scan(self, x: Tensor, first: int, last: int) -> Tensor:
         """The sum of routes first .. last - 1 over x, (B, H, W, D)."""

@@ -45,6 +45,8 @@ class WindowAttention2d(nn.Module):
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""
+        if isinstance(x, Tensor) and x.shape[0] == 0:
+            return x  # timm's attention cannot tell its shape
         qkv = self.in_proj(x, earlier).permute(0, 2, 3, 1)
         windows = partition(qkv, self.window, self.shift)
         mask = shift_mask(qkv, self.window) if self.shift else None

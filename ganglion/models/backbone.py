@@ -25,11 +25,29 @@ class Stage(nn.Module):
     _reads: list[list[int]]
     _frees: list[list[int]]
 
-    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module], plan: Plan):
+    def __init__(
+        self,
+        downsample: nn.Module | None,
+        blocks: Sequence[nn.Module],
+        plan: Plan,
+        *,
+        dpe: Sequence[nn.Module] | None = None,
+    ):
+        """
+        downsample: from (B, C, H, W) to the stage's maps, None for none.
+        blocks: called with x and the list of earlier features that the plan names.
+        dpe: SparX's dynamic position encoding of each block's input. It runs here and not in the block, which would
+            hold both the input and its encoding all the time.
+
+        Raises ValueError unless there is one block, and one encoding if any, for each layer of the plan.
+        """
         super().__init__()
         if len(blocks) != plan.depth:
             raise ValueError(f"{len(blocks)} blocks for a plan of depth {plan.depth}")
+        if dpe is not None and len(dpe) != plan.depth:
+            raise ValueError(f"{len(dpe)} position encodings for a plan of depth {plan.depth}")
         self.downsample = downsample if downsample is not None else nn.Identity()
+        self.dpe = nn.ModuleList(dpe if dpe is not None else [nn.Identity() for _ in blocks])
         self.blocks = nn.ModuleList(blocks)
         self.plan = plan
         self.grad_checkpointing = False
@@ -44,17 +62,22 @@ class Stage(nn.Module):
         kept: dict[int, Tensor] = {}
         if self._keeps_input:
             kept[-1] = x
-        for i, block in enumerate(self.blocks):
+        for i, (dpe, block) in enumerate(zip(self.dpe, self.blocks)):
             earlier = [kept[j] for j in self._reads[i]]
             for j in self._frees[i]:
                 kept.pop(j)
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, earlier)
+                x = checkpoint(_encode_and_run, dpe, block, x, earlier)
             else:
+                x = dpe(x)
                 x = block(x, earlier)
             if self._keeps[i]:
                 kept[i] = x
         return x
+
+
+def _encode_and_run(dpe: nn.Module, block: nn.Module, x: Tensor, earlier: list[Tensor]) -> Tensor:
+    return block(dpe(x), earlier)
 
 
 class PositionEmbedding(nn.Module):
@@ -131,7 +154,7 @@ class Backbone(nn.Module):
             "stem": r"^stem|^pos_embed",
             "blocks": r"^stages\.(\d+)"
             if coarse
-            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.(?:blocks|dpe)\.(\d+)", None)]
             + [(r"^norm|^out_norms", (99999,))],
         }
 
@@ -209,7 +232,11 @@ class Backbone(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images -> the normalised last map, (B, C, ceil(H/32), ceil(W/32))."""
-        return self.norm(self.stages(self.pos_embed(self.stem(x))))
+        x = self.pos_embed(self.stem(x))
+        # Not self.stages(x), whose call would hold the stem's map to the end.
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits, or the pooled features if `pre_logits`."""

@@ -78,7 +78,7 @@ SPARX: Rules = (
     ("patch_embed.7.*", "stem.2.norm.*"),
     ("layers.{i}.downsample.0.*", "stages.{i+1}.downsample.conv.*"),
     ("layers.{i}.downsample.1.*", "stages.{i+1}.downsample.norm.*"),
-    (_THEIRS + "pos_embed.*", _OURS + "dpe.*"),
+    (_THEIRS + "pos_embed.*", "stages.{i}.dpe.{j}.*"),
     (_THEIRS + "norm.*", _OURS + "norm1.*"),
     (_THEIRS + "layerscale_1.*", _OURS + "ls1.*"),
     (_THEIRS + "layerscale_2.*", _OURS + "ls2.*"),

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..config import check_literals, check_positive, override
 from ..layers.aggregators import AggregatorName, make_aggregator
-from ..layers.basic import make_norm
+from ..layers.basic import ResidualDWConv, make_norm
 from ..layers.block import Block
 from ..layers.mlp import ConvFFN, Mlp
 from ..layers.ss2d import SS2D, Scan
@@ -188,7 +188,8 @@ class SparX(Backbone):
             blocks = [
                 _block(c, i, j, len(read), drop_paths[i][j], backend, dd) for j, read in enumerate(plan.reads)
             ]
-            stages.append(Stage(downsample, blocks, plan))
+            dpe = [ResidualDWConv(dim, **dd) for _ in blocks] if c.dpe else None
+            stages.append(Stage(downsample, blocks, plan, dpe=dpe))
         super().__init__(
             stem=stem,
             stages=stages,
@@ -246,7 +247,6 @@ def _block(
         norm1=make_norm("gn", dim, **dd),
         mlp=(ConvFFN if c.ffn == "conv" else Mlp)(dim, int(dim * c.ffn_ratio), **dd),
         norm2=make_norm("gn", dim, **dd),
-        dpe=c.dpe,
         layer_scale=c.layer_scale[i],
         drop_path=drop_path,
         **dd,

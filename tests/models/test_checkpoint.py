@@ -121,7 +121,7 @@ def test_own_state_dicts_go_back_to_published_names_and_shapes(golden, target):
         ("patch_embed.4.running_var", "stem.1.norm.running_var"),
         ("layers.0.downsample.0.weight", "stages.1.downsample.conv.weight"),
         ("layers.2.downsample.1.bias", "stages.3.downsample.norm.bias"),
-        ("layers.1.blocks.10.pos_embed.weight", "stages.1.blocks.10.dpe.weight"),
+        ("layers.1.blocks.10.pos_embed.weight", "stages.1.dpe.10.weight"),
         ("layers.1.blocks.1.norm.weight", "stages.1.blocks.1.norm1.weight"),
         ("layers.1.blocks.1.norm2.weight", "stages.1.blocks.1.norm2.weight"),
         ("layers.1.blocks.1.op.in_proj.weight", "stages.1.blocks.1.mixer.in_proj.weight"),

@@ -70,8 +70,9 @@ def test_golden_ganglion_layer(size):
     ganglion.load_checkpoint(model, golden.state_dict())
     block = model.stages[1].blocks[1]
     seen = {}
+    model.stages[1].dpe[1].register_forward_hook(lambda m, args, y: seen.update(x=args[0]))
     block.register_forward_hook(
-        lambda m, args, y: seen.update(x=args[0], shortcut=torch.cat(args[1], 1), out=y)
+        lambda m, args, y: seen.update(shortcut=torch.cat(args[1], 1), out=y)
     )
     block.mixer.register_forward_hook(lambda m, args, y: seen.update(mixer_in=args[0], mixer_out=y))
     size = golden.meta["inputs"]["64"]

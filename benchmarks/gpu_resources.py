@@ -1,10 +1,10 @@
 """Registers, spills and shared memory of the Triton kernels, compiled ahead of time: no GPU is needed.
 
-    python benchmarks/gpu_resources.py [--targets sm_80 sm_90 gfx942] [--networks vmamba_tiny sparx_tiny] [--json]
+    python benchmarks/gpu_resources.py [--targets sm_80 sm_90 gfx942] [--networks vmamba_tiny sparx_tiny]
+        [--dtype fp16] [--json]
 
-Registers, spills (bytes of stack) and shared memory are those of one program, which is one warp (one wavefront on AMD).
-"Instructions per element" counts the machine code of the innermost walk against the (channel, step) pairs that one pass
-of it serves per lane; it is printed where the disassembler that Triton ships can be run.
+All of one program, which is one warp (a wavefront on AMD): registers and shared memory, in bytes, and spills, the bytes
+of stack that a thread needs for values that found no register.
 """
 
 from __future__ import annotations
@@ -53,21 +53,29 @@ _DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one compiled kernel takes. `spills` is None where the compiler does not say."""
+    """What one compiled kernel takes."""
 
     kernel: str
     target: str
     channels: int
     dt_rank: int
     dtype: str
-    registers: int | None
-    spills: int | None
+    registers: int
+    spills: int
     shared: int
 
 
 def compile_kernel(
-    name: str, target: str, *, channels: int, dt_rank: int, side: int, d_state: int = 1,
-    dtype: torch.dtype = torch.float16, batch: int = 128, processors: int = 132,
+    name: str,
+    target: str,
+    *,
+    channels: int,
+    dt_rank: int,
+    side: int,
+    d_state: int = 1,
+    dtype: torch.dtype = torch.float16,
+    batch: int = 128,
+    processors: int = 132,
 ):
     """The compiled kernel that a call of this shape launches."""
     kernel, extra = KERNELS[name]
@@ -75,18 +83,32 @@ def compile_kernel(
     codes = [route.code for route in pattern("cross2d")]
     length = side * side
     how = launch.plan(
-        batch=batch, length=length, channels=channels, n_routes=len(codes), d_state=d_state,
-        processors=processors, backward=backward,
+        batch=batch,
+        length=length,
+        channels=channels,
+        n_routes=len(codes),
+        d_state=d_state,
+        dt_rank=dt_rank,
+        processors=processors,
+        backward=backward,
     )
     constants = launch.constants(
-        dtype=dtype, length=length, channels=channels, n_routes=len(codes), d_state=d_state, dt_rank=dt_rank,
-        routes=codes, steps=how.steps, block_d=how.block_d, hip=target.startswith("gfx"),
+        dtype=dtype,
+        length=length,
+        channels=channels,
+        n_routes=len(codes),
+        d_state=d_state,
+        dt_rank=dt_rank,
+        routes=codes,
+        steps=how.steps,
+        block_d=how.block_d,
+        hip=target.startswith("gfx"),
     )
     constants |= {"HAS_SKIP": True, "WALKS": how.walks, "CHUNK": CHUNK, **extra}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     in_x = {"x", "proj", "y", "grad_y", "grad_x"}
-    signature, attrs = {}, {}
     integers = {"batch", "height", "width", "channels", "segments", "segment_steps", "chunks"}
+    signature, attrs = {}, {}
     for i, arg in enumerate(kernel.arg_names):
         if arg in constants:
             signature[arg] = "constexpr"
@@ -98,40 +120,41 @@ def compile_kernel(
         if arg == "channels" and channels % 16 == 0:
             attrs[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attrs)
-    return triton.compile(source, target=TARGETS[target], options={"num_warps": 1})
+    return triton.compile(source, target=TARGETS[target], options=dict(launch.OPTIONS))
 
 
 def resources(name: str, target: str, *, dtype: torch.dtype = torch.float16, **shape: int) -> Resources:
     """Compile a kernel and read what it takes."""
     compiled = compile_kernel(name, target, dtype=dtype, **shape)
     if target.startswith("sm_"):
-        registers, spills = _ptxas(compiled.asm["ptx"], target)
+        registers, spills = _cubin_resources(compiled.asm["cubin"])
     else:
         text = compiled.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text).group(1))
         spills = 4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text).group(1))
     return Resources(
-        kernel=name, target=target, channels=shape["channels"], dt_rank=shape["dt_rank"], dtype=_DTYPES[dtype],
-        registers=registers, spills=spills, shared=compiled.metadata.shared,
+        kernel=name,
+        target=target,
+        channels=shape["channels"],
+        dt_rank=shape["dt_rank"],
+        dtype=_DTYPES[dtype],
+        registers=registers,
+        spills=spills,
+        shared=compiled.metadata.shared,
     )
 
 
-def _tool(name: str) -> Path:
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-
-
-def _ptxas(ptx: str, target: str) -> tuple[int, int]:
-    """Registers and spilled bytes (stores and loads) as ptxas reports them."""
-    arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE).group(1)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
+def _cubin_resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack, of which these kernels have no other use than to spill to it."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
         done = subprocess.run(
-            [str(_tool("ptxas")), "-v", f"-arch={arch}", str(source), "-o", str(source) + ".cubin"],
-            capture_output=True, text=True, check=True,
+            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
         )
-    stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr).groups())
-    return int(re.search(r"Used (\d+) registers", done.stderr).group(1)), stores + loads
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout + done.stderr)
+    return int(found.group(1)), int(found.group(2))
 
 
 def table(rows: list[Resources]) -> str:
@@ -139,7 +162,7 @@ def table(rows: list[Resources]) -> str:
     names = ("kernel", "target", "channels", "dt_rank", "dtype", "registers", "spills", "shared")
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for r in rows:
-        lines.append("| " + " | ".join("-" if v is None else str(v) for v in asdict(r).values()) + " |")
+        lines.append("| " + " | ".join(str(v) for v in asdict(r).values()) + " |")
     return "\n".join(lines)
 
 
@@ -147,10 +170,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--networks", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--dtype", default="fp16", choices=_DTYPES.values())
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
+    dtype = next(dtype for dtype, name in _DTYPES.items() if name == args.dtype)
     rows = [
-        resources(name, target, channels=channels, dt_rank=rank, side=side)
+        resources(name, target, channels=channels, dt_rank=rank, side=side, dtype=dtype)
         for target in args.targets
         for network in args.networks
         for channels, rank, side in STAGES[network]

@@ -39,6 +39,13 @@ def compose_adjoint(a0, p0, g0, a1, p1, g1):
 
 
 @triton.jit
+def compose_past(a0, p0, h0, a1, p1, h1):
+    """`compose` that also gives p, the decayed previous state: h - b is the same but cancels where decay is strong."""
+    carried = a1 * h0
+    return a0 * a1, carried + p1, carried + h1
+
+
+@triton.jit
 def backward_kernel(
     grad_y,  # (B, L, D)
     x,  # (B, L, D)
@@ -55,7 +62,7 @@ def backward_kernel(
     grad_weight,  # out (B, segments, K, D, R)
     grad_bias,  # out (B, segments, K, D)
     grad_A,  # out (B, segments, K, N, D)
-    grad_skip,  # out (B, segments, D), of every route the same
+    grad_skip,  # out (B, segments, K, D)
     batch,
     height,
     width,
@@ -106,7 +113,9 @@ def backward_kernel(
         if segment < segments - 1:
             for n in range(N):
                 at = ((b * n_routes + k) * segments * N + n) * channels + d_B
-                entering_B = state_at(ends, decays, segments - 1, segment, at, N * channels, BLOCK_D, live_B, -1)
+                entering_B = state_at(
+                    ends, decays, segments - 1, segment, at, N * channels, BLOCK_D, live_B, -1
+                )
                 q_NB = with_row(q_NB, n, entering_B, N_PAD)
         grad_weight_BR = tl.zeros([BLOCK_D, RANK], tl.float32)
         grad_bias_B = tl.zeros([BLOCK_D], tl.float32)
@@ -121,12 +130,13 @@ def backward_kernel(
             for n in range(N):
                 at = (((b * n_routes + k) * chunks + chunk) * N + n) * channels
                 states = with_row(states, n, tl.load(carry + at + d_B, mask=live_B, other=0.0), tiles * N_PAD)
-            for j in range(tiles - 1):
+            tiles_here = tl.minimum(tiles, tl.cdiv(length - chunk * CHUNK, T))
+            for j in range(tiles_here - 1):
                 start = chunk * CHUNK + j * T
                 inside_T = (start + tl.arange(0, T) < length) | EVEN
                 pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
                 low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-                dt_TB, z_TB, e_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
+                dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
                 here = (pixel_T * channels)[:, None] + d_B[None, :]
                 x_TB = tl.load(x + here, mask=inside_T[:, None] & live_B[None, :], other=0.0).to(tl.float32)
                 for n in range(N):
@@ -136,23 +146,23 @@ def backward_kernel(
                         a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
                     b_TB = dt_TB * x_TB * (load_pixel(proj_k, pixel_T, inside_T, width_p, R + n) * LN2)
                     h_B = row(states, j * N_PAD + n, tiles * N_PAD)
-                    b_TB = with_row(b_TB, 0, row(b_TB, 0, T) + row(a_TB, 0, T) * h_B, T)
                     decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
+                    h_TB += decay_TB * h_B[None, :]
                     states = with_row(states, (j + 1) * N_PAD + n, row(h_TB, T - 1, T), tiles * N_PAD)
-            for i_tile in range(tiles):
-                j = tiles - 1 - i_tile
+            for i_tile in range(tiles_here):
+                j = tiles_here - 1 - i_tile
                 start = chunk * CHUNK + j * T
                 inside_T = (start + tl.arange(0, T) < length) | EVEN
                 pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
                 low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-                dt_TB, z_TB, e_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
+                dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
                 here = (pixel_T * channels)[:, None] + d_B[None, :]
                 mask = inside_T[:, None] & live_B[None, :]
                 x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
                 grad_y_TB = tl.load(grad_y + here, mask=mask, other=0.0).to(tl.float32)
-                slope_TB = tl.where(z_TB > 0.0, 1.0, e_TB) / (1.0 + e_TB)
-                if k == 0:
-                    grad_skip_B += tl.sum(grad_y_TB * x_TB, 0)
+                # The logistic function of z, the derivative of softplus.
+                slope_TB = tl.exp2(z_TB - dt_TB)
+                grad_skip_B += tl.sum(grad_y_TB * x_TB, 0)
                 grad_dt_TB = tl.zeros([T, BLOCK_D], tl.float32)
                 grad_x_TB = tl.zeros([T, BLOCK_D], tl.float32)
                 columns = grad_proj_k + pixel_T * width_p
@@ -164,21 +174,26 @@ def backward_kernel(
                     B_T1 = load_pixel(proj_k, pixel_T, inside_T, width_p, R + n)
                     b_TB = dt_TB * x_TB * (B_T1 * LN2)
                     h_B = row(states, j * N_PAD + n, tiles * N_PAD)
-                    entered_B = row(b_TB, 0, T) + row(a_TB, 0, T) * h_B
-                    decay_TB, h_TB = tl.associative_scan((a_TB, with_row(b_TB, 0, entered_B, T)), 0, compose)
-                    c_TB = grad_y_TB * load_pixel(proj_k, pixel_T, inside_T, width_p, R + N + n)
-                    c_TB = with_row(c_TB, T - 1, row(c_TB, T - 1, T) + row(q_NB, n, N_PAD), T)
-                    ones_TB = tl.full([T, BLOCK_D], 1.0, tl.float32)
-                    first_TB, others_TB, g_TB = tl.associative_scan((a_TB, ones_TB, c_TB), 0, compose_adjoint, reverse=True)
-                    q_NB = with_row(q_NB, n, row(a_TB, 0, T) * row(g_TB, 0, T), N_PAD)
-                    # h - b is the decayed previous state, the factor of every derivative of the decay.
-                    s_TB = g_TB * (h_TB - b_TB)
-                    grad_A_B = row(grad_A_NB, n, N_PAD) + tl.sum(s_TB * dt_TB, 0)
-                    grad_A_NB = with_row(grad_A_NB, n, grad_A_B, N_PAD)
-                    grad_dt_TB += s_TB * A_B[None, :] + g_TB * (x_TB * B_T1)
-                    grad_x_TB += g_TB * dt_TB * (B_T1 * LN2)
-                    tl.store(columns + R + n, tl.sum(g_TB * dt_TB * x_TB, 1) * LN2, mask=inside_T)
+                    zeros_TB = tl.zeros([T, BLOCK_D], tl.float32)
+                    decay_TB, past_TB, h_TB = tl.associative_scan((a_TB, zeros_TB, b_TB), 0, compose_past)
+                    entered_TB = decay_TB * h_B[None, :]
+                    past_TB += entered_TB
+                    h_TB += entered_TB
                     tl.store(columns + R + N + n, tl.sum(grad_y_TB * h_TB, 1), mask=inside_T)
+                    c_TB = grad_y_TB * load_pixel(proj_k, pixel_T, inside_T, width_p, R + N + n)
+                    ones_TB = tl.full([T, BLOCK_D], 1.0, tl.float32)
+                    first_TB, others_TB, g_TB = tl.associative_scan(
+                        (a_TB, ones_TB, c_TB), 0, compose_adjoint, reverse=True
+                    )
+                    g_TB += others_TB * row(q_NB, n, N_PAD)[None, :]
+                    q_NB = with_row(q_NB, n, row(a_TB * g_TB, 0, T), N_PAD)
+                    past_TB *= g_TB
+                    grad_A_B = row(grad_A_NB, n, N_PAD) + tl.sum(past_TB * dt_TB, 0)
+                    grad_A_NB = with_row(grad_A_NB, n, grad_A_B, N_PAD)
+                    grad_dt_TB += past_TB * A_B[None, :] + g_TB * (x_TB * B_T1)
+                    g_TB *= dt_TB
+                    grad_x_TB += g_TB * (B_T1 * LN2)
+                    tl.store(columns + R + n, tl.sum(g_TB * x_TB, 1) * LN2, mask=inside_T)
                 if i == 0:
                     grad_x_TB += skip_B[None, :] * grad_y_TB
                 else:
@@ -186,7 +201,9 @@ def backward_kernel(
                 tl.store(grad_x + here, grad_x_TB.to(grad_x.dtype.element_ty), mask=mask)
                 grad_z_TB = tl.where(inside_T[:, None], grad_dt_TB * slope_TB, 0.0)
                 grad_bias_B += tl.sum(grad_z_TB, 0)
-                grad_weight_BR = tl.dot(tl.trans(grad_z_TB), low_TR, grad_weight_BR, input_precision=PRECISION)
+                grad_weight_BR = tl.dot(
+                    tl.trans(grad_z_TB), low_TR, grad_weight_BR, input_precision=PRECISION
+                )
                 grad_low_TR = tl.dot(grad_z_TB, tl.trans(weight_RB), input_precision=PRECISION) * LN2
                 tl.store(
                     columns[:, None] + r_R[None, :], grad_low_TR, mask=inside_T[:, None] & (r_R < R)[None, :]
@@ -197,7 +214,6 @@ def backward_kernel(
         tl.store(grad_bias + at + d_B, grad_bias_B, mask=live_B)
         A_at = (((b * segments + segment) * n_routes + k) * N + n_N)[:, None] * channels + d_B[None, :]
         tl.store(grad_A + A_at, grad_A_NB * LN2, mask=(n_N < N)[:, None] & live_B[None, :])
-        if k == 0:
-            tl.store(grad_skip + (b * segments + segment) * channels + d_B, grad_skip_B, mask=live_B)
+        tl.store(grad_skip + at + d_B, grad_skip_B, mask=live_B)
         # The next route's loads of grad_x must see this one's stores, whichever thread made them.
         tl.debug_barrier()

@@ -109,7 +109,7 @@ def load_rank(proj, pixel_T, inside_T, width_p, R: tl.constexpr, RANK: tl.conste
 
 @triton.jit
 def step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION: tl.constexpr, COEFFICIENTS: tl.constexpr):
-    """dt / ln 2 (zero outside the walk), and what its derivative needs: z / ln 2 and exp(-|z|). All (T, B)."""
+    """dt / ln 2 = softplus(z) / ln 2, zero outside the walk, and z / ln 2. Both (T, B)."""
     z_TB = tl.dot(low_TR, weight_RB, input_precision=PRECISION) + bias_B[None, :]
     e_TB = tl.exp2(-tl.abs(z_TB))
     n: tl.constexpr = len(COEFFICIENTS)
@@ -117,7 +117,7 @@ def step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION: tl.constexpr, COEF
     for i in tl.static_range(n - 2):
         p_TB = p_TB * e_TB + COEFFICIENTS[n - 3 - i]
     dt_TB = tl.maximum(z_TB, 0.0) + e_TB * p_TB
-    return tl.where(inside_T[:, None], dt_TB, 0.0), z_TB, e_TB
+    return tl.where(inside_T[:, None], dt_TB, 0.0), z_TB
 
 
 @triton.jit
@@ -193,7 +193,6 @@ def segment_ends_kernel(
     proj += b * length * width_p + k * (R + 2 * N)
     state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
     decay_NB = tl.full([N_PAD, BLOCK_D], 1.0, tl.float32)
-    first: tl.constexpr = T - 1 if ADJOINT else 0
     last: tl.constexpr = 0 if ADJOINT else T - 1
     begin = segment * segment_steps
     steps = tl.minimum(segment_steps, length - begin)
@@ -203,7 +202,7 @@ def segment_ends_kernel(
         inside_T = (start + tl.arange(0, T) < length) | EVEN
         pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
         low_TR = load_rank(proj, pixel_T, inside_T, width_p, R, RANK)
-        dt_TB, z_TB, e_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
+        dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
         here = (pixel_T * channels)[:, None] + d_B[None, :]
         x_TB = tl.load(x + here, mask=inside_T[:, None] & live_B[None, :], other=0.0).to(tl.float32)
         for n in range(N):
@@ -215,10 +214,8 @@ def segment_ends_kernel(
                 b_TB = a_TB * x_TB * load_pixel(proj, pixel_T, inside_T, width_p, R + N + n)
             else:
                 b_TB = dt_TB * x_TB * (load_pixel(proj, pixel_T, inside_T, width_p, R + n) * LN2)
-            entered_B = row(b_TB, first, T) + row(a_TB, first, T) * row(state_NB, n, N_PAD)
-            decay_TB, h_TB = tl.associative_scan(
-                (a_TB, with_row(b_TB, first, entered_B, T)), 0, compose, reverse=ADJOINT
-            )
+            decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose, reverse=ADJOINT)
+            h_TB += decay_TB * row(state_NB, n, N_PAD)[None, :]
             state_NB = with_row(state_NB, n, row(h_TB, last, T), N_PAD)
             decay_NB = with_row(decay_NB, n, row(decay_NB, n, N_PAD) * row(decay_TB, last, T), N_PAD)
     n_N = tl.arange(0, N_PAD)
@@ -296,7 +293,7 @@ def forward_kernel(
                 tl.store(carry + record + d_B[None, :], state_NB, mask=state_mask)
             pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
             low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-            dt_TB, z_TB, e_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
+            dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
             here = (pixel_T * channels)[:, None] + d_B[None, :]
             mask = inside_T[:, None] & live_B[None, :]
             x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
@@ -310,8 +307,8 @@ def forward_kernel(
                 if RESTART:
                     a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
                 b_TB = dt_TB * x_TB * (load_pixel(proj_k, pixel_T, inside_T, width_p, R + n) * LN2)
-                entered_B = row(b_TB, 0, T) + row(a_TB, 0, T) * row(state_NB, n, N_PAD)
-                decay_TB, h_TB = tl.associative_scan((a_TB, with_row(b_TB, 0, entered_B, T)), 0, compose)
+                decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
+                h_TB += decay_TB * row(state_NB, n, N_PAD)[None, :]
                 state_NB = with_row(state_NB, n, row(h_TB, T - 1, T), N_PAD)
                 y_TB += load_pixel(proj_k, pixel_T, inside_T, width_p, R + N + n) * h_TB
             tl.store(y + here, y_TB.to(y.dtype.element_ty), mask=mask)

@@ -25,9 +25,11 @@ from ..scan2d import CHUNK
 from .adjoint import backward_kernel
 from .kernels import LOG1P_FULL, LOG1P_HALF, forward_kernel, segment_ends_kernel
 
-#: Programs (warps) per multiprocessor below which a launch is split further. 12 warps are three for each of the four
-#: schedulers: enough to hide latency, given that the steps of a tile are independent work inside a warp.
-FILL = 6
+#: Programs per multiprocessor below which a launch is split further. Programs are single warps, but the steps of a
+#: tile are independent work inside a warp, so that few of them keep a scheduler busy.
+FILL = 5
+#: One warp: see `kernels`. Two stages: one tile's projections are fetched while the one before is worked on.
+OPTIONS = {"num_warps": 1, "num_stages": 2}
 #: A segment reads what all segments before it do to the state, so their number is bounded.
 MAX_SEGMENTS = 32
 
@@ -38,7 +40,7 @@ class Plan:
 
     block_d: channels of a program, a power of two of at least 16.
     steps: steps of a tile, a power of two of at least 16 that divides CHUNK.
-    walks: routes that a program walks one after another; divides the number of routes.
+    walks: routes that a program walks one after another; divides the number of routes, 1 in the chunked form.
     segment_chunks: chunks of CHUNK steps in a segment; the sequential form has one segment.
     """
 
@@ -49,11 +51,20 @@ class Plan:
 
 
 def plan(
-    *, batch: int, length: int, channels: int, n_routes: int, d_state: int, processors: int, backward: bool
+    *,
+    batch: int,
+    length: int,
+    channels: int,
+    n_routes: int,
+    d_state: int,
+    dt_rank: int,
+    processors: int,
+    backward: bool,
 ) -> Plan:
     """The plan for a shape on a device of `processors` multiprocessors."""
-    block_d = 32
-    steps = 16 if backward or d_state > 1 else 32
+    # The largest tiles whose registers do not spill: benchmarks/gpu_resources.py shows them.
+    block_d = 16 if backward else 32
+    steps = 16
     chunks = -(-length // CHUNK)
     blocks = batch * -(-channels // block_d)
     wanted = FILL * processors
@@ -75,70 +86,113 @@ def _processors(device: torch.device) -> int:
 
 
 def constants(
-    *, dtype: torch.dtype, length: int, channels: int, n_routes: int, d_state: int, dt_rank: int,
-    routes: Sequence[int], steps: int, block_d: int, hip: bool,
+    *,
+    dtype: torch.dtype,
+    length: int,
+    channels: int,
+    n_routes: int,
+    d_state: int,
+    dt_rank: int,
+    routes: Sequence[int],
+    steps: int,
+    block_d: int,
+    hip: bool,
 ) -> dict[str, object]:
     """The compile-time arguments that all kernels share."""
     full = dtype == torch.float32
-    return dict(
-        ROUTES=tuple(routes),
-        N=d_state,
-        N_PAD=triton.next_power_of_2(d_state),
-        R=dt_rank,
-        RANK=max(16, triton.next_power_of_2(dt_rank)),
-        T=steps,
-        BLOCK_D=block_d,
+    return {
+        "ROUTES": tuple(routes),
+        "N": d_state,
+        "N_PAD": triton.next_power_of_2(d_state),
+        "R": dt_rank,
+        "RANK": max(16, triton.next_power_of_2(dt_rank)),
+        "T": steps,
+        "BLOCK_D": block_d,
         # Inputs of half precision lose nothing in TF32, and it keeps the range of float32 for gradients.
-        PRECISION="ieee" if full or hip else "tf32",
-        COEFFICIENTS=(LOG1P_FULL if full else LOG1P_HALF).value,
-        WIDE=length * max(channels, n_routes * (dt_rank + 2 * d_state)) >= 2**31,
-        EVEN=length % steps == 0 and channels % block_d == 0,
-        RESTART=any(code & 8 for code in routes),
-    )
+        "PRECISION": "ieee" if full or hip else "tf32",
+        "COEFFICIENTS": (LOG1P_FULL if full else LOG1P_HALF).value,
+        "WIDE": length * max(channels, n_routes * (dt_rank + 2 * d_state)) >= 2**31,
+        "EVEN": length % steps == 0 and channels % block_d == 0,
+        "RESTART": any(code & 8 for code in routes),
+    }
 
 
 class _Call:
     """What the launches of one forward or backward call have in common."""
 
-    def __init__(self, x: Tensor, dt_weight: Tensor, A: Tensor, routes: Sequence[int], how: Plan | None, backward: bool):
+    def __init__(
+        self, x: Tensor, dt_weight: Tensor, A: Tensor, routes: Sequence[int], how: Plan | None, backward: bool
+    ):
         self.batch, self.height, self.width, self.channels = x.shape
         self.length = self.height * self.width
         self.n_routes, _, self.d_state = A.shape
         self.chunks = -(-self.length // CHUNK)
         self.plan = how or plan(
-            batch=self.batch, length=self.length, channels=self.channels, n_routes=self.n_routes,
-            d_state=self.d_state, processors=_processors(x.device), backward=backward,
+            batch=self.batch,
+            length=self.length,
+            channels=self.channels,
+            n_routes=self.n_routes,
+            d_state=self.d_state,
+            dt_rank=dt_weight.shape[2],
+            processors=_processors(x.device),
+            backward=backward,
         )
+        if self.plan.walks > 1 and self.plan.segment_chunks < self.chunks:
+            raise ValueError(f"{self.plan}: segments of one route may add up in place with no other route's")
         self.segments = -(-self.chunks // self.plan.segment_chunks)
         self.groups = self.n_routes // self.plan.walks
         self.blocks = -(-self.channels // self.plan.block_d)
         self.shape = (self.batch, self.height, self.width, self.channels)
         self.sizes = (*self.shape, self.segments, self.plan.segment_chunks * CHUNK)
         self.constants = constants(
-            dtype=x.dtype, length=self.length, channels=self.channels, n_routes=self.n_routes,
-            d_state=self.d_state, dt_rank=dt_weight.shape[2], routes=routes, steps=self.plan.steps,
-            block_d=self.plan.block_d, hip=torch.version.hip is not None,
+            dtype=x.dtype,
+            length=self.length,
+            channels=self.channels,
+            n_routes=self.n_routes,
+            d_state=self.d_state,
+            dt_rank=dt_weight.shape[2],
+            routes=routes,
+            steps=self.plan.steps,
+            block_d=self.plan.block_d,
+            hip=torch.version.hip is not None,
         )
 
     def grid(self, groups: int) -> tuple[int]:
         return (self.batch * self.blocks * groups * self.segments,)
 
-    def segment_ends(self, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, adjoint: bool):
+    def segment_ends(
+        self, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, adjoint: bool
+    ):
         """Ends and decays (B, K, segments, N, D); unread placeholders if there is one segment."""
         if self.segments == 1:
             return A, A
         shape = (self.batch, self.n_routes, self.segments, self.d_state, self.channels)
         ends, decays = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2))
         segment_ends_kernel[self.grid(self.n_routes)](
-            x, proj, dt_weight, dt_bias, A, ends, decays, *self.sizes,
-            ADJOINT=adjoint, num_warps=1, **self.constants,
+            x,
+            proj,
+            dt_weight,
+            dt_bias,
+            A,
+            ends,
+            decays,
+            *self.sizes,
+            ADJOINT=adjoint,
+            **OPTIONS,
+            **self.constants,
         )
         return ends, decays
 
 
 def forward(
-    x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor | None,
-    routes: Sequence[int], how: Plan | None = None,
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    routes: Sequence[int],
+    how: Plan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y and carry, see `ganglion.ops.backends`."""
     call = _Call(x, dt_weight, A, routes, how, backward=False)
@@ -148,16 +202,38 @@ def forward(
     with on_device(x):
         ends, decays = call.segment_ends(x, proj, dt_weight, dt_bias, A, adjoint=False)
         forward_kernel[call.grid(call.groups)](
-            x, proj, dt_weight, dt_bias, A, A if D is None else D, ends, decays, y, carry,
-            *call.sizes, call.chunks,
-            HAS_SKIP=D is not None, WALKS=call.plan.walks, CHUNK=CHUNK, num_warps=1, **call.constants,
+            x,
+            proj,
+            dt_weight,
+            dt_bias,
+            A,
+            A if D is None else D,
+            ends,
+            decays,
+            y,
+            carry,
+            *call.sizes,
+            call.chunks,
+            HAS_SKIP=D is not None,
+            WALKS=call.plan.walks,
+            CHUNK=CHUNK,
+            **OPTIONS,
+            **call.constants,
         )
     return merged(y, x.dtype), carry
 
 
 def backward(
-    grad_y: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor | None,
-    carry: Tensor, routes: Sequence[int], how: Plan | None = None,
+    grad_y: Tensor,
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    carry: Tensor,
+    routes: Sequence[int],
+    how: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients, see `ganglion.ops.backends`."""
     call = _Call(x, dt_weight, A, routes, how, backward=True)
@@ -171,13 +247,33 @@ def backward(
     grad_weight = empty(*split, *dt_weight.shape)
     grad_bias = empty(*split, *dt_bias.shape)
     grad_A = empty(*split, call.n_routes, call.d_state, call.channels)
-    grad_D = empty(*split, call.channels)
+    grad_D = empty(*split, *A.shape[:2])
     with on_device(x):
         ends, decays = call.segment_ends(grad_y, proj, dt_weight, dt_bias, A, adjoint=True)
         backward_kernel[call.grid(call.groups)](
-            grad_y, x, proj, dt_weight, dt_bias, A, A if D is None else D, carry, ends, decays,
-            grad_x, grad_proj, grad_weight, grad_bias, grad_A, grad_D, *call.sizes, call.chunks,
-            HAS_SKIP=D is not None, WALKS=call.plan.walks, CHUNK=CHUNK, num_warps=1, **call.constants,
+            grad_y,
+            x,
+            proj,
+            dt_weight,
+            dt_bias,
+            A,
+            A if D is None else D,
+            carry,
+            ends,
+            decays,
+            grad_x,
+            grad_proj,
+            grad_weight,
+            grad_bias,
+            grad_A,
+            grad_D,
+            *call.sizes,
+            call.chunks,
+            HAS_SKIP=D is not None,
+            WALKS=call.plan.walks,
+            CHUNK=CHUNK,
+            **OPTIONS,
+            **call.constants,
         )
     return (
         merged(grad_x, x.dtype),
@@ -185,7 +281,7 @@ def backward(
         grad_weight.sum((0, 1)),
         grad_bias.sum((0, 1)),
         grad_A.sum((0, 1)).mT.contiguous(),
-        None if D is None else grad_D.sum((0, 1)).expand(D.shape).contiguous(),
+        None if D is None else grad_D.sum((0, 1)),
     )
 
 
@@ -196,4 +292,8 @@ def merged(parts: Tensor, dtype: torch.dtype) -> Tensor:
 
 def on_device(x: Tensor):
     """Launches go to the current device: make it the one of x."""
-    return torch.get_device_module(x.device).device(x.device) if x.device.type != "cpu" else contextlib.nullcontext()
+    return (
+        torch.get_device_module(x.device).device(x.device)
+        if x.device.type != "cpu"
+        else contextlib.nullcontext()
+    )

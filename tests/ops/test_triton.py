@@ -1,0 +1,273 @@
+"""The Triton backend as far as a machine without a GPU can prove it.
+
+What the kernels compute is in `triton_interpreted.py`, which runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ganglion.ops import BackendError, pattern, scan2d, triton
+from ganglion.ops.backends import choose
+
+ROOT = Path(__file__).parents[2]
+needs_triton = pytest.mark.skipif(
+    triton.unavailable() == "the package triton is not installed", reason="no triton"
+)
+
+
+@pytest.fixture
+def benchmark_modules(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+def run(*command: str, timeout: int = 280, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@needs_triton
+def test_the_kernels_in_the_interpreter():
+    done = run(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/ops/triton_interpreted.py",
+        TRITON_INTERPRET="1",
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-500:]
+
+
+def test_the_package_needs_no_triton():
+    """Without triton `import ganglion` works, the backend says what is missing, and another one serves."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if name == "triton" else find(name, *args)
+import torch, ganglion
+from ganglion.ops import PATTERNS, scan2d
+status = {row.name: row for row in ganglion.backends()}["triton"]
+assert not status.available and status.reason == "the package triton is not installed", status
+ones = torch.ones
+y = scan2d(ones(1, 2, 2, 3), ones(1, 2, 2, 3), ones(1, 3, 1), ones(1, 3), -ones(1, 3, 1), routes=PATTERNS["ssm"])
+assert y.shape == (1, 2, 2, 3)
+"""
+    done = run("-c", code, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.xpu.is_available(), reason="a GPU is here")
+@needs_triton
+def test_says_that_there_is_no_gpu():
+    assert triton.unavailable() == "no GPU: torch finds neither a CUDA or ROCm nor an XPU device"
+    with pytest.raises(BackendError, match="triton"):
+        choose(torch.zeros(1, 2, 2, 3), 1, 1, "triton")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "state", "rank", "said"),
+    [
+        (torch.float64, (4, 4), 1, 4, "not torch.float64"),
+        (torch.float32, (4, 4), 17, 4, "d_state up to 16, not 17"),
+        (torch.float32, (4, 4), 1, 129, "dt_rank up to 128, not 129"),
+        (torch.float32, (4, 40000), 1, 4, "not 4 x 40000"),
+    ],
+)
+def test_says_what_it_does_not_serve(dtype, size, state, rank, said):
+    assert said in triton.rejects(torch.empty(1, *size, 3, dtype=dtype, device="meta"), state, rank)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_serves_the_rest(dtype):
+    assert triton.rejects(torch.empty(1, 32768, 2, 3, dtype=dtype, device="meta"), 16, 128) is None
+
+
+def test_a_refused_call_goes_to_the_next_backend_and_says_so(monkeypatch):
+    """On a machine with a GPU; the meta device stands for one here."""
+    monkeypatch.setattr(triton, "unavailable", lambda: None)
+    monkeypatch.setattr(triton, "DEVICES", ("meta",))
+    x = torch.empty(1, 4, 4, 3, dtype=torch.float64, device="meta")
+    with pytest.warns(RuntimeWarning, match="because of 'triton'.*float64"):
+        chosen = choose(x, 1, 4)
+    assert chosen.__name__.endswith("vectorized")
+    with pytest.raises(BackendError, match="float64"):
+        choose(x, 1, 4, "triton")
+
+
+@needs_triton
+class TestPlan:
+    """The choice of the parallel form."""
+
+    @staticmethod
+    def plan(batch, side, channels, rank, *, backward=False, state=1):
+        from ganglion.ops.triton import launch
+
+        return launch.plan(
+            batch=batch, length=side * side, channels=channels, n_routes=4, d_state=state, dt_rank=rank,
+            processors=132, backward=backward,
+        )  # fmt: skip
+
+    def test_large_batches_walk_whole_routes(self):
+        for side, channels, rank in ((56, 96, 6), (28, 192, 12), (14, 384, 24), (7, 768, 48)):
+            for backward in (False, True):
+                plan = self.plan(128, side, channels, rank, backward=backward)
+                assert plan.walks > 1 and plan.segment_chunks * 64 >= side * side
+
+    def test_one_image_is_cut_into_segments(self):
+        from ganglion.ops.triton.launch import MAX_SEGMENTS
+
+        for side in (56, 256):
+            plan = self.plan(1, side, 96, 6)
+            segments = -(-side * side // 64) / plan.segment_chunks
+            assert plan.walks == 1 and 16 < segments <= MAX_SEGMENTS
+
+    def test_every_shape_gets_a_legal_plan(self):
+        for batch in (1, 2, 16, 128, 1000):
+            for side in (1, 7, 14, 63, 64, 256):
+                for state in (1, 16):
+                    for backward in (False, True):
+                        plan = self.plan(batch, side, 100, 7, backward=backward, state=state)
+                        chunks = -(-side * side // 64)
+                        assert plan.segment_chunks >= 1 and 4 % plan.walks == 0 and 64 % plan.steps == 0
+                        assert plan.walks == 1 or plan.segment_chunks >= chunks
+
+    def test_a_plan_that_would_add_up_in_the_wrong_place_is_an_error(self):
+        from ganglion.ops.triton import launch
+
+        x = torch.empty(1, 16, 16, 16, device="meta")
+        A = torch.empty(2, 16, 1, device="meta")
+        wrong = launch.Plan(block_d=16, steps=16, walks=2, segment_chunks=1)
+        with pytest.raises(ValueError, match="walks=2"):
+            launch.forward(x, x, A, A, A, None, [0, 6], wrong)
+
+
+@needs_triton
+@pytest.mark.parametrize("network", ["vmamba_tiny_s1l8", "vmamba_tiny_s2l5", "sparx_mamba_tiny"])
+def test_bytes_of_the_forward_pass(network, benchmark_modules):
+    """At most a quarter of the published sequence's, with every byte that a launch touches counted once.
+
+    `triton_interpreted.py` holds the count of all loads and stores to what the kernels do.
+    """
+    from gpu_bytes import STAGES, Shape, ratios
+
+    for channels, rank, side in STAGES[network]:
+        least, most = ratios(Shape(batch=128, height=side, width=side, channels=channels, dt_rank=rank))
+        assert least <= 0.25, (channels, least)
+        assert least < most < 1, (channels, most)
+
+
+@needs_triton
+def test_nothing_of_the_size_of_all_routes_is_kept_for_backward():
+    """Counted by autograd's own hook: what is kept beyond the operator's inputs, against K * D * L elements."""
+    batch, side, channels, rank = 2, 56, 32, 2
+    generator = torch.Generator().manual_seed(0)
+    shapes = (
+        (batch, side, side, channels),
+        (batch, side, side, 4 * (rank + 2)),
+        (4, channels, rank),
+        (4, channels),
+    )
+    inputs = [
+        torch.randn(s, generator=generator, requires_grad=True)
+        for s in (*shapes, (4, channels, 1), (4, channels))
+    ]
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scan2d(*inputs, routes=pattern("cross2d"), backend="torch")
+    ours = {t.data_ptr() for t in inputs}
+    extra = sum(size for pointer, size in kept.items() if pointer not in ours)
+    assert 0 < extra <= batch * side * side * channels * 4 / 32
+
+
+@needs_triton
+class TestAheadOfTime:
+    """Compiled for devices that are not here."""
+
+    @pytest.fixture(autouse=True)
+    def _path(self, benchmark_modules, monkeypatch):
+        monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+
+    @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+    @pytest.mark.parametrize("stage", [(96, 6, 56), (768, 48, 7)])
+    def test_no_kernel_of_the_fast_path_spills(self, target, stage):
+        """But for the backward pass, see below."""
+        from gpu_resources import KERNELS, resources
+
+        channels, rank, side = stage
+        for name in KERNELS:
+            if name == "backward" or (name, target, rank) == ("forward", "sm_80", 48):
+                continue
+            found = resources(name, target, channels=channels, dt_rank=rank, side=side)
+            assert found.spills == 0, found
+            assert found.registers > 0 and found.shared < 48 * 1024, found
+
+    @pytest.mark.parametrize(
+        ("target", "stage", "bound"),
+        [
+            ("sm_90", (96, 6, 56), 0),
+            ("sm_90", (384, 24, 14), 0),
+            ("gfx942", (384, 24, 14), 0),
+            # Known to spill: on sm_80, and where a rank above 32 fills the registers with weights.
+            ("sm_80", (96, 6, 56), 256),
+            ("sm_90", (768, 48, 7), 512),
+        ],
+    )
+    def test_spills_of_the_backward_pass(self, target, stage, bound):
+        from gpu_resources import resources
+
+        channels, rank, side = stage
+        assert resources("backward", target, channels=channels, dt_rank=rank, side=side).spills <= bound
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_other_dtypes_and_states_compile(self, dtype):
+        from gpu_resources import resources
+
+        for name in ("forward", "backward"):
+            assert (
+                resources(name, "sm_90", channels=96, dt_rank=6, side=14, d_state=4, dtype=dtype).registers
+                > 0
+            )
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_no_graph_break(device):
+    """Compiled to a graph with the operator in it, on tensors of a device that is not here."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    routes = pattern("cross2d")
+    with FakeTensorMode(allow_non_fake_inputs=True) if device == "cuda" else torch.device("meta"):
+        shapes = ((2, 7, 5, 6), (2, 7, 5, 4 * (2 + 2)), (4, 6, 2), (4, 6), (4, 6, 1), (4, 6))
+        tensors = [torch.empty(shape, device=device) for shape in shapes]
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        call = torch.compile(lambda *t: scan2d(*t, routes=routes) * 2, fullgraph=True, backend=backend)
+        y = call(*tensors)
+        assert y.shape == (2, 7, 5, 6) and y.device.type == device
+    targets = [node.target for graph in graphs for node in graph.graph.nodes]
+    assert sum("ganglion.scan2d" in str(target) for target in targets) == 1

@@ -3,8 +3,10 @@
 Importing the package registers its networks with timm.
 """
 
+import timm
 from timm import create_model
 
+from .analysis.connections_plot import plot_connections
 from .models import (
     CheckpointError,
     LoadReport,
@@ -32,6 +34,7 @@ __all__ = [
     "create_model",
     "list_models",
     "load_checkpoint",
+    "plot_connections",
     "scan2d",
     "selective_scan",
 ]
@@ -39,6 +42,4 @@ __all__ = [
 
 def list_models(filter: str = "*") -> list[str]:
     """Names of this library's networks that match a shell pattern."""
-    import timm
-
     return [name for module in ("vmamba", "sparx") for name in timm.list_models(filter, module=module)]

@@ -40,8 +40,8 @@ class Comparison:
 def compare(rows: Sequence[Row] = ROWS) -> list[Comparison]:
     """Measure the network of every row, each once for every image size."""
     model = cache(lambda name: timm.create_model(name, device="meta"))
-    measure = cache(lambda name, size: complexity(model(name), size))
-    return [found for row in rows for found in _compare(row, measure(row.model, row.img_size))]
+    measure = cache(lambda name, size, attention: complexity(model(name), size, attention=attention))
+    return [found for row in rows for found in _compare(row, measure(row.model, row.img_size, row.attention))]
 
 
 def _compare(row: Row, found: Complexity) -> Iterator[Comparison]:

@@ -2,6 +2,9 @@
 
 #include "scan.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(SCAN_X86) && defined(_MSC_VER) && !defined(__clang__)
 #include <immintrin.h>
 #include <intrin.h>
@@ -39,6 +42,24 @@ bool runs(Level level) {
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
     return true;
 #endif
+}
+
+// The first touch of fresh memory costs a page fault, on large maps half of the time of the scan. Huge pages make it
+// 512 times fewer.
+void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t page = 2 << 20;
+    const uintptr_t first = ((uintptr_t)memory + page - 1) / page * page, end = ((uintptr_t)memory + bytes) / page * page;
+    if (first + page < end) madvise((void*)first, end - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Everything that a call writes.
+void prepare_memory(const Scan& scan, const Kernels& kernels) {
+    const int64_t pixels = scan.batch * scan.pixels(), size = scan.element == FLOAT32 ? 4 : 2;
+    prefer_huge_pages(scan.workspace, kernels.workspace(scan) * 4);
+    prefer_huge_pages(scan.backward() ? scan.grad_x : scan.y, pixels * scan.channels * size);
+    if (scan.backward()) prefer_huge_pages(scan.grad_proj, pixels * scan.routes * scan.per_route() * size);
 }
 
 struct Variant {
@@ -82,5 +103,12 @@ EXPORT int32_t ganglion_scan_threaded() {
 EXPORT int64_t ganglion_scan_workspace(int32_t index, const Scan* scan) {
     return variants[index].kernels->workspace(*scan);
 }
-EXPORT void ganglion_scan_forward(int32_t index, const Scan* scan) { variants[index].kernels->forward(*scan); }
-EXPORT void ganglion_scan_backward(int32_t index, const Scan* scan) { variants[index].kernels->backward(*scan); }
+
+EXPORT void ganglion_scan_forward(int32_t index, const Scan* scan) {
+    prepare_memory(*scan, *variants[index].kernels);
+    variants[index].kernels->forward(*scan);
+}
+EXPORT void ganglion_scan_backward(int32_t index, const Scan* scan) {
+    prepare_memory(*scan, *variants[index].kernels);
+    variants[index].kernels->backward(*scan);
+}

@@ -5,6 +5,7 @@ What the kernels compute is in `triton_interpreted.py`, which runs in a process 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -249,6 +250,47 @@ class TestAheadOfTime:
                 resources(name, "sm_90", channels=96, dt_rank=6, side=14, d_state=4, dtype=dtype).registers
                 > 0
             )
+
+
+@needs_triton
+@pytest.mark.parametrize("batch", [1, 128])
+def test_the_launches_fit_the_kernels(batch, monkeypatch):
+    """Every launch goes through Triton's own front end, which binds, specialises and compiles, but does not run it."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver, jit
+
+    from ganglion.ops.triton import launch
+
+    class Absent:
+        """A device that is not here."""
+
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+
+    launched = []
+
+    def warm_up(self, *args, grid, warmup, **kwargs):
+        launched.append((self.__name__, grid))
+        return run(self, *args, grid=grid, warmup=True, **kwargs)
+
+    run = jit.JITFunction.run
+    monkeypatch.setattr(jit.JITFunction, "run", warm_up)
+    monkeypatch.setattr(launch, "_processors", lambda device: 132)
+    monkeypatch.setattr(launch, "on_device", lambda x: contextlib.nullcontext())
+    monkeypatch.setattr(type(driver), "active", Absent())
+    half = {"dtype": torch.float16, "device": "meta"}
+    x, proj = torch.empty(batch, 28, 28, 192, **half), torch.empty(batch, 28, 28, 4 * 14, **half)
+    shapes = ((4, 192, 12), (4, 192), (4, 192, 1), (4, 192))
+    arguments = [x, proj, *(torch.empty(shape, device="meta") for shape in shapes)]
+    codes = [route.code for route in pattern("cross2d")]
+    y, carry = launch.forward(*arguments, codes)
+    grads = launch.backward(y, *arguments, carry, codes)
+    assert y.shape == x.shape and carry.shape == (batch, 4, 13, 1, 192)
+    assert [(g.shape, g.dtype) for g in grads] == [(t.shape, t.dtype) for t in arguments]
+    passes = ["forward_kernel", "backward_kernel"]
+    chunked = [name for kernel in passes for name in ("segment_ends_kernel", kernel)]
+    assert [name for name, grid in launched] == (chunked if batch == 1 else passes)
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])

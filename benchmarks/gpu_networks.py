@@ -1,0 +1,164 @@
+"""Networks on a GPU, in turn in one process. Used by gpu.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+OURS = ("vmamba_tiny_s1l8", "vmamba_tiny_s2l5", "sparx_mamba_tiny")
+LARGER = ("vmamba_small_s2l15", "vmamba_base_s2l15", "sparx_mamba_small", "sparx_mamba_base")
+THEIRS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "mambaout_tiny")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Networks that are measured in turn."""
+
+    names: tuple[str, ...]
+    batch: int
+    pixels: int
+    train: bool
+    compiled: bool
+    backend: str = "auto"
+
+    @property
+    def title(self) -> str:
+        parts = ("training step" if self.train else "inference", "compiled" if self.compiled else "eager")
+        unfused = ", unfused scan" if self.backend == "torch" else ""
+        return f"{', '.join(parts)}, {self.pixels} px, batch {self.batch}{unfused}"
+
+
+def groups() -> Iterator[Group]:
+    """What matters most first: a run that is late leaves out the end."""
+    tiny = (*OURS, *THEIRS)
+    yield Group(names=tiny, batch=128, pixels=224, train=False, compiled=False)
+    yield Group(names=tiny, batch=128, pixels=224, train=True, compiled=False)
+    yield Group(names=(OURS[0], *THEIRS[:2], OURS[2]), batch=128, pixels=224, train=False, compiled=True)
+    yield Group(names=(OURS[0],), batch=16, pixels=224, train=False, compiled=False)
+    yield Group(names=(OURS[0],), batch=16, pixels=224, train=False, compiled=False, backend="torch")
+    yield Group(names=LARGER, batch=128, pixels=224, train=False, compiled=False)
+    for pixels, batch in ((384, 64), (512, 32), (768, 16), (1024, 8)):
+        yield Group(names=(*OURS, *LARGER, *THEIRS), batch=batch, pixels=pixels, train=False, compiled=False)
+    yield Group(names=(OURS[0], THEIRS[0]), batch=128, pixels=224, train=True, compiled=True)
+
+
+def rehearsal() -> Iterator[Group]:
+    """The same code on small shapes and a CPU."""
+    for train in (False, True):
+        yield Group(
+            names=("vmamba_tiny_s1l8", "convnext_atto"), batch=1, pixels=32, train=train, compiled=False
+        )
+
+
+@contextlib.contextmanager
+def scan_backend(name: str):
+    """The backend of every scan inside: GANGLION_BACKEND for the time being."""
+    before = os.environ.get("GANGLION_BACKEND")
+    os.environ["GANGLION_BACKEND"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GANGLION_BACKEND"]
+        else:
+            os.environ["GANGLION_BACKEND"] = before
+
+
+def build(name: str, group: Group, device: str) -> nn.Module:
+    """Channels-last, random weights in float32, which autocast turns into float16."""
+    import timm
+
+    import ganglion  # noqa: F401, registers our networks
+
+    torch.manual_seed(0)
+    sized = {"img_size": group.pixels} if name.startswith("swin") else {}
+    model = timm.create_model(name, num_classes=1000, **sized)
+    return model.to(device, memory_format=torch.channels_last).train(group.train)
+
+
+def step_of(model: nn.Module, group: Group, device: str) -> Callable[[], None]:
+    """One inference or training step (forward, cross entropy, backward; no optimizer) under autocast."""
+    x = torch.randn(group.batch, 3, group.pixels, group.pixels, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    target = torch.arange(group.batch, device=device)
+    run = torch.compile(model) if group.compiled else model
+    half = torch.float16 if device != "cpu" else torch.bfloat16
+    amp = torch.autocast(torch.device(device).type, half)
+
+    def infer() -> None:
+        with torch.inference_mode(), amp:
+            run(x)
+
+    def train() -> None:
+        model.zero_grad(set_to_none=True)
+        with amp:
+            loss = nn.functional.cross_entropy(run(x).float(), target)
+        loss.backward()
+
+    return train if group.train else infer
+
+
+def measure(group: Group, device: str, remaining: Callable[[], float], rounds: int = 7) -> Iterator[dict]:
+    """images/s and peak memory of every network of a group, rounds in turn. `remaining`: seconds left."""
+    gpu = device != "cpu"
+    steps: dict[str, Callable[[], None]] = {}
+    peaks: dict[str, int] = {}
+    longest = 0.0
+    with scan_backend(group.backend):
+        for name in group.names:
+            if remaining() < max(20.0, 1.5 * longest):
+                yield {"group": group.title, "model": name, "said": "left out: no time"}
+                continue
+            began = time.perf_counter()
+            try:
+                if gpu:
+                    torch.cuda.empty_cache()
+                    held = torch.cuda.memory_allocated()
+                    torch.cuda.reset_peak_memory_stats()
+                step = step_of(build(name, group, device), group, device)
+                for _ in range(3):
+                    step()
+                _wait(gpu)
+                if gpu:
+                    torch.cuda.reset_peak_memory_stats()
+                    step()
+                    _wait(gpu)
+                    peaks[name] = torch.cuda.max_memory_allocated() - held
+            except Exception as problem:  # one network that fails is a row, not the end
+                yield {
+                    "group": group.title,
+                    "model": name,
+                    "said": f"{type(problem).__name__}: {problem}"[:300],
+                }
+                continue
+            steps[name] = step
+            longest = max(longest, time.perf_counter() - began)
+        taken: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                _wait(gpu)
+                start = time.perf_counter()
+                for _ in range(3 if gpu else 1):
+                    step()
+                _wait(gpu)
+                taken[name].append((time.perf_counter() - start) / (3 if gpu else 1))
+    for name, times in taken.items():
+        row = {"group": group.title, "model": name, "images_per_s": group.batch / statistics.median(times)}
+        if name in peaks:
+            row["peak_gb"] = peaks[name] / 1e9
+        for other in THEIRS:
+            if other in taken and other != name:
+                row[f"over_{other}"] = statistics.median(b / a for a, b in zip(times, taken[other]))
+        yield row
+
+
+def _wait(gpu: bool) -> None:
+    if gpu:
+        torch.cuda.synchronize()

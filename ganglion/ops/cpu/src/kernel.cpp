@@ -282,6 +282,8 @@ SCAN_INLINE void recompute_chunk(const Scan& scan, const Chunk& chunk, const Par
     }
     for (int p = 0; p < chunk.steps; ++p, B += per_route) {
         const float* const x_p = x + chunk.plane[p];
+        prefetch(space.grad_y + chunk.plane[p]);    // for backward_chunk
+        prefetch(space.grad_x + chunk.plane[p]);
         for (int j = 0; j < VECS; ++j) {
             const int c = j * WIDTH;
             const Vec d = load(d_ + p * BLOCK + c), dx = d * load(x_p + c) * splat(LN2);

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-// Channels that are walked together: one cache line of float32.
+// Channels that are walked together: two cache lines of float32.
 constexpr int BLOCK = 32;
 // The forward pass records the state every CHUNK steps, and both passes work chunk by chunk.
 constexpr int CHUNK = 64;

@@ -19,14 +19,21 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-import ganglion  # noqa: F401  registers the models
+import ganglion
 from benchmarks._networks import build, forward, paired_ratio, seconds_in_turn, settings, training_step
 from ganglion.layers.ss2d import SS2D
 from ganglion.ops import Route, selective_scan_reference
 from tests.golden_data import image, load
 
 REFERENCE = "swin_tiny_patch4_window7_224"
-MODELS = (REFERENCE, "convnext_tiny", "mambaout_tiny", "vmamba_tiny_s1l8", "vmamba_tiny_s2l5", "sparx_mamba_tiny")
+MODELS = (
+    REFERENCE,
+    "convnext_tiny",
+    "mambaout_tiny",
+    "vmamba_tiny_s1l8",
+    "vmamba_tiny_s2l5",
+    "sparx_mamba_tiny",
+)
 TABLES = {
     "inference-fp32": (torch.float32, False),
     "inference-bf16": (torch.bfloat16, False),
@@ -101,7 +108,9 @@ def loop_table(size: int) -> None:
                     raise SystemExit(f"loop and fused scan differ by {difference:.1e}")
             loop = statistics.median(seconds_in_turn({"": lambda step=step: step(model, x)}, 1)[""])
         rows[title] = (fused, loop)
-    print(f"vmamba_tiny_s1l8, batch 1, {size} x {size}, fp32: fused scan against a Python loop over positions")
+    print(
+        f"vmamba_tiny_s1l8, batch 1, {size} x {size}, fp32: fused scan against a Python loop over positions"
+    )
     for title, (fused, loop) in rows.items():
         print(f"  {title:16}{1e3 * fused:8.0f} ms{1e3 * loop:10.0f} ms   {loop / fused:.1f} x")
     print()
@@ -116,7 +125,9 @@ FUSED = SS2D._scan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)

@@ -65,7 +65,9 @@ def table(title: str, rows: dict[str, tuple[str, int, int, float, float]], other
         mode: {name: activation_memory(model, 224, mode=mode) for name, model in bare.items()}
         for mode in ("inference", "training")
     }
-    print(f"{title}: batch {args.batch}, 224 x 224, float32, {args.rounds} rounds; ratios are to {rows[first][0]}")
+    print(
+        f"{title}: batch {args.batch}, 224 x 224, float32, {args.rounds} rounds; ratios are to {rows[first][0]}"
+    )
     print(
         f"  {'':30}{'images/s':>9}{'ratio':>7}{'paper':>7}  {'inference MiB':>13}{'ratio':>7}  {'training MiB':>12}"
         f"{'ratio':>7}{'paper':>7}  {'GFLOPs':>7}{'paper':>7}  {'M params':>8}{'paper':>7}"
@@ -76,7 +78,11 @@ def table(title: str, rows: dict[str, tuple[str, int, int, float, float]], other
         cost = complexity(bare[name], 224)
         train_ratio = memory["training"][name] / memory["training"][first]
         infer_ratio = memory["inference"][name] / memory["inference"][first]
-        printed = [f"{v:.2f}" for v in (paper[1] / rows[first][2], paper[0] / rows[first][1])] if paper else ["", ""]
+        printed = (
+            [f"{v:.2f}" for v in (paper[1] / rows[first][2], paper[0] / rows[first][1])]
+            if paper
+            else ["", ""]
+        )
         flops, params = [f"{v:.1f}" for v in paper[2:]] if paper else ["", ""]
         print(
             f"  {label[:30]:30}{args.batch / statistics.median(times):9.2f}{speed:7.2f}{printed[0]:>7}  "
@@ -88,7 +94,9 @@ def table(title: str, rows: dict[str, tuple[str, int, int, float, float]], other
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)

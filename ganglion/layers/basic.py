@@ -17,9 +17,6 @@ from torch import Tensor, nn
 Norm = Literal["ln", "bn", "gn"]
 Act = Literal["silu", "gelu", "relu"]
 
-#: Activation modules by name.
-ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
-
 
 def make_norm(kind: Norm, channels: int, *, device=None, dtype=None) -> nn.Module:
     """ "ln" LayerNorm over channels, "bn" BatchNorm, "gn" GroupNorm with one group (over C, H and W); eps 1e-5."""
@@ -86,6 +83,17 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)  # pyright: ignore
+
+
+class GELU2d(nn.GELU):
+    """GELU of (B, C, H, W) in channels-last memory, given to PyTorch as contiguous: its CPU kernel is then twice as fast."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.gelu(input.permute(0, 2, 3, 1), approximate=self.approximate).permute(0, 3, 1, 2)
+
+
+#: Activation modules by name.
+ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": GELU2d, "relu": nn.ReLU}
 
 
 class ResidualDWConv(nn.Conv2d):
@@ -167,7 +175,7 @@ class ConvNorm(nn.Module):
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias, **dd
         )
         self.norm = make_norm(norm, out_channels, **dd)
-        self.act = nn.GELU() if act else nn.Identity()
+        self.act = GELU2d() if act else nn.Identity()
         self.unpadded = 0 if padding else kernel_size
 
     def forward(self, x: Tensor) -> Tensor:

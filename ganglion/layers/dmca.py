@@ -13,7 +13,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .basic import Conv2d, Linear2d
+from .basic import Conv2d, GELU2d, Linear2d
 
 
 class ChannelAttention(nn.Module):
@@ -113,7 +113,7 @@ class Fusion(nn.Sequential):
         width, pad = parts * dim, out_channels % parts
         super().__init__(
             Conv2d(width, width, 3, padding=1, groups=width, **dd),
-            nn.GELU(),
+            GELU2d(),
             Conv2d(width, out_channels - pad, 1, groups=parts, **dd),
         )
         self.parts, self.pad = parts, pad
@@ -136,9 +136,9 @@ def project_earlier(dim: int, n_earlier: int, out_channels: int, dd: dict) -> nn
     return nn.Sequential(
         Conv2d(width, width, 3, padding=1, groups=width, bias=False, **dd),
         nn.BatchNorm2d(width, **dd),
-        nn.GELU(),
+        GELU2d(),
         Linear2d(width, out_channels, **dd),
-        nn.GELU(),
+        GELU2d(),
     )
 
 
@@ -149,7 +149,7 @@ def spatial_reduction(dim: int, ratio: int, dd: dict) -> nn.Module:
     return nn.Sequential(
         Conv2d(dim, dim, ratio + 1, stride=ratio, padding=(ratio + 1) // 2, groups=dim, bias=False, **dd),
         nn.BatchNorm2d(dim, **dd),
-        nn.GELU(),
+        GELU2d(),
     )
 
 

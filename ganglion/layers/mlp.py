@@ -12,21 +12,25 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
-from .basic import Linear, Linear2d, ResidualDWConv
+from .basic import GELU2d, Linear, Linear2d, ResidualDWConv
 
-#: Hidden maps above this size are made in slices of _SLICE bytes per thread.
-_WHOLE = 8 << 20
+#: Hidden maps above this size are made in slices of _SLICE bytes per thread. A convolution gains from less.
+_WHOLE = 12 << 20
+_WHOLE_CONV = 8 << 20
 _SLICE = 2 << 20
 
 
-def n_slices(x: Tensor, hidden_features: int) -> int:
-    """In how many slices to make the hidden map of x, (B, C, H, W). More than one only at inference on a CPU."""
+def n_slices(x: Tensor, hidden_features: int, whole: int) -> int:
+    """In how many slices to make the hidden map of x, (B, C, H, W), if it has more than `whole` bytes.
+
+    More than one only at inference on a CPU.
+    """
     if not isinstance(x, Tensor) or torch.is_grad_enabled() or x.device.type != "cpu":
         return 1
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return 1
     size = x.numel() // x.shape[1] * hidden_features * x.element_size()
-    return 1 if size <= _WHOLE else -(-size // (_SLICE * torch.get_num_threads()))
+    return 1 if size <= whole else -(-size // (_SLICE * torch.get_num_threads()))
 
 
 class Mlp(nn.Module):
@@ -42,7 +46,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_BHWC = x.permute(0, 2, 3, 1)
         if not torch.jit.is_scripting():
-            n = n_slices(x, self.hidden_features)
+            n = n_slices(x, self.hidden_features, _WHOLE)
             if n > 1:
                 rows = x_BHWC.flatten(0, 2).chunk(n)
                 y = torch.cat([self.fc2(self.act(self.fc1(part))) for part in rows])
@@ -78,12 +82,12 @@ class ConvFFN(nn.Module):
         self.hidden_features = hidden_features
         self.fc1 = Linear2d(in_features, hidden_features, **dd)
         self.dwconv = ResidualDWConv(hidden_features, **dd)
-        self.act = nn.GELU()
+        self.act = GELU2d()
         self.fc2 = Linear2d(hidden_features, out_features or in_features, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            n = n_slices(x, self.hidden_features)
+            n = n_slices(x, self.hidden_features, _WHOLE_CONV)
             if n > 1:
                 return torch.cat([self._forward(images) for images in x.chunk(n)])
         return self._forward(x)

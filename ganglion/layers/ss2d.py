@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Route, pattern
-from .basic import ACTS, Act, Conv2d, Linear2d, Projection, check_in_proj, linear, make_norm
+from .basic import ACTS, Act, Conv2d, GELU2d, Linear2d, Projection, check_in_proj, linear, make_norm
 
 torch.fx.wrap("linear")
 
@@ -112,7 +112,7 @@ class SS2D(nn.Module):
         self.A_logs = nn.Parameter(torch.empty(n_routes * inner, d_state, **dd))
         self.Ds = nn.Parameter(torch.empty(n_routes * inner, **dd))
         self.out_norm = _make_out_norm(out_norm, inner, dd)
-        self.out_act = nn.GELU() if out_act else nn.Identity()
+        self.out_act = GELU2d() if out_act else nn.Identity()
         self.out_proj = Linear2d(inner, dim, bias=bias, **dd)
         self.reset_scan_parameters(ssm_init)
 

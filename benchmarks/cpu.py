@@ -2,8 +2,8 @@
 
     python benchmarks/cpu.py [--threads 2] [--rounds 7] [--only inference-fp32 inference-bf16 training-fp32 loop]
 
-Logits are checked against the golden float64 reference first. All models of a table then run in turn in one process; the
-figures are medians of the ratios of the rounds, as the speed of shared machines changes from second to second.
+Logits are checked against the golden float64 reference first. All models of a table then run in turn in one process;
+the figures are medians of the ratios of the rounds, as the speed of shared machines changes from second to second.
 """
 
 from __future__ import annotations

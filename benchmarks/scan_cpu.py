@@ -140,14 +140,21 @@ def speed(repeats: int) -> None:
 
 
 def growth(repeats: int) -> None:
-    print("\nTime per pixel against a 56x56 map (bound 1.15)")
-    small_forward, small_backward = Shape().calls()
+    print("\nTime per pixel against 56x56 maps (bound 1.15)")
+    small = Shape().calls()
     for side in (112, 256):
-        forward, backward = Shape(side=side).calls()
-        calls = {"fwd56": small_forward, "fwd": forward, "bwd56": small_backward, "bwd": backward}
-        seconds = alternate(calls, max(3, repeats // 3))
-        pixels = (side / 56) ** 2
-        ratios = [ratio(seconds[d], seconds[d + "56"]) / pixels for d in ("fwd", "bwd")]
+        # As many small maps as make up the pixels of the large one, so that both meet the same disturbances.
+        maps = round((side / 56) ** 2)
+        seconds = alternate(
+            {
+                f"{direction}{size}": lambda call=call, times=times: [call() for _ in range(times)]
+                for size, calls, times in ((56, small, maps), (side, Shape(side=side).calls(), 1))
+                for direction, call in zip(("forward", "backward"), calls, strict=True)
+            },
+            repeats,
+        )
+        pixels = side**2 / (maps * 56**2)
+        ratios = [ratio(seconds[f"{d}{side}"], seconds[f"{d}56"]) / pixels for d in ("forward", "backward")]
         print(f"  {side}x{side}: forward {verdict(ratios[0], 1.15)} backward {verdict(ratios[1], 1.15)}")
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/sparx.py [--threads 2] [--batch 4] [--rounds 5]
 
-Logits are checked against the golden network first. Throughput is inference in float32, all networks of a table in turn in
-one process, medians of the ratios of the rounds to VMamba-T. Memory is the peak of all tensors alive at once without
+Logits are checked against the golden network first. Throughput is inference in float32, all networks of a table in turn
+in one process, medians of the ratios of the rounds to VMamba-T. Memory is the peak of all tensors alive at once without
 weights, counted on fake tensors: the paper's is what a GPU's allocator held at batch 128, so only ratios compare.
 """
 

@@ -15,8 +15,8 @@ class Row:
     """One network in one table.
 
     params: millions. flops: 1e9 multiply-accumulates for one image of img_size x img_size.
-    attention: softmax attention is counted too. The papers' counter sees it where it is written as matrix products, as in
-        Swin and FcaFormer, and not where it is one fused call, as in DMCA on Mamba.
+    attention: softmax attention is counted too. The papers' counter sees it where it is written as matrix products, as
+        in Swin and FcaFormer, and not where it is one fused call, as in DMCA on Mamba.
     *_note: why the printed number is not what the network costs, empty if it is.
     """
 

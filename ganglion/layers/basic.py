@@ -86,7 +86,7 @@ class Conv2d(nn.Conv2d):
 
 
 class GELU2d(nn.GELU):
-    """GELU of (B, C, H, W) in channels-last memory, given to PyTorch as contiguous: its CPU kernel is then twice as fast."""
+    """GELU of a map in channels-last memory, shown to PyTorch as contiguous: its CPU kernel is then twice as fast."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.gelu(input.permute(0, 2, 3, 1), approximate=self.approximate).permute(0, 3, 1, 2)

@@ -143,7 +143,7 @@ class SS2D(nn.Module):
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""
         # One step a line: a map is given up as soon as the next is there.
         x = self.in_proj(x, earlier)
-        z: Optional[Tensor] = None
+        z: Tensor | None = None
         if self.gate:
             x, z = x.chunk(2, dim=1)
         x = self.conv(x)

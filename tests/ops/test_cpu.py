@@ -190,6 +190,21 @@ def test_decay_is_accurate_until_it_underflows():
     assert not underflowed[1].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_and_rounded_as_torch_does(dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    # The state is float32 without subnormal numbers, which bfloat16 has and float16 widened to float32 has not.
+    x = every[every.isfinite() & ((every == 0) | (every.float().abs() > 2e-38))]
+    channels = 1024
+    x = F.pad(x, (0, -len(x) % channels)).reshape(1, 1, -1, channels)
+    D = torch.rand(channels, generator=torch.Generator().manual_seed(0)).add(1)[None]
+    proj = torch.zeros(*x.shape[:3], 3, dtype=dtype)
+    y, _ = cpu.forward(
+        x, proj, torch.ones(1, channels, 1), torch.zeros_like(D), -torch.ones(1, channels, 1), D, [0]
+    )
+    assert torch.equal(y, (x.float() * D).to(dtype))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("routes", [CROSS, RESTARTED])
 def test_nonfinite_inputs_reach_what_depends_on_them(value, routes):

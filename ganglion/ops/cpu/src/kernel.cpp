@@ -13,6 +13,7 @@
 #include "planes.h"
 #include "scan.h"
 #include "simd.h"
+#include "workspace.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -21,8 +22,6 @@
 namespace {
 
 constexpr int VECS = BLOCK / WIDTH;
-constexpr float LN2 = 0.693147180559945309f;
-constexpr float LOG2E = 1.44269504088896340f;
 
 inline int thread_number() {
 #if defined(_OPENMP)
@@ -40,117 +39,6 @@ struct FlushSubnormals {
     ~FlushSubnormals() { _mm_setcsr(saved); }
 #endif
 };
-
-// Hands out pieces of memory; without memory it only counts.
-struct Space {
-    float* memory;
-    int64_t used = 0;
-    float* take(int64_t floats) {
-        float* piece = memory ? memory + used : nullptr;
-        used += up(floats, BLOCK);
-        return piece;
-    }
-};
-
-inline void zero(float* to, int64_t floats) {
-    for (int64_t i = 0; i < floats; ++i) to[i] = 0.0f;
-}
-
-// The parameters of one route for a block of channels, channels innermost, zero where the block is not full.
-struct Parameters : Space {
-    int64_t padded_rank;
-    float* weight;        // (R, BLOCK), times log2(e)
-    float* weight_rows;   // (BLOCK, padded_rank), for backward
-    float* bias;          // (BLOCK,), times log2(e)
-    float* A;             // (N, BLOCK)
-    float* skip;          // (BLOCK,), the routes' D together
-
-    Parameters(const Scan& scan, float* memory)
-        : Space{memory},
-          padded_rank(up(scan.rank, WIDTH)),
-          weight(take(scan.rank * BLOCK)),
-          weight_rows(take(scan.backward() ? BLOCK * padded_rank : 0)),
-          bias(take(BLOCK)),
-          A(take(scan.state * BLOCK)),
-          skip(take(BLOCK)) {}
-
-    void read(const Scan& scan, int64_t route, Channels channels) const {
-        const int64_t rank = scan.rank, state = scan.state;
-        zero(memory, used);
-        for (int64_t c = 0; c < channels.count; ++c) {
-            const int64_t at = route * scan.channels + channels.first + c;
-            for (int64_t r = 0; r < rank; ++r) weight[r * BLOCK + c] = scan.dt_weight[at * rank + r] * LOG2E;
-            for (int64_t r = 0; scan.backward() && r < rank; ++r)
-                weight_rows[c * padded_rank + r] = scan.dt_weight[at * rank + r];
-            for (int64_t n = 0; n < state; ++n) A[n * BLOCK + c] = scan.A[at * state + n];
-            bias[c] = scan.dt_bias[at] * LOG2E;
-            for (int64_t k = 0; scan.D && k < scan.routes; ++k)
-                skip[c] += scan.D[k * scan.channels + channels.first + c];
-        }
-    }
-};
-
-// Gradients of the parameters of one route and block of channels, summed over the images of a group.
-struct Sums : Space {
-    float *weight, *bias, *A;    // (R, BLOCK), (BLOCK,), (N, BLOCK)
-    float* D;                    // (BLOCK,), in the sums of route 0 only: it is the same for all routes
-
-    Sums(const Scan& scan, float* memory)
-        : Space{memory},
-          weight(take(scan.rank * BLOCK)),
-          bias(take(BLOCK)),
-          A(take(scan.state * BLOCK)),
-          D(take(BLOCK)) {}
-
-    void add(const Sums& other) const {
-        for (int64_t i = 0; i < used; ++i) memory[i] += other.memory[i];
-    }
-    void write(const Scan& scan, int64_t route, Channels channels) const {
-        for (int64_t c = 0; c < channels.count; ++c) {
-            const int64_t at = route * scan.channels + channels.first + c;
-            for (int64_t r = 0; r < scan.rank; ++r) scan.grad_dt_weight[at * scan.rank + r] = weight[r * BLOCK + c];
-            for (int64_t n = 0; n < scan.state; ++n) scan.grad_A[at * scan.state + n] = A[n * BLOCK + c] * LN2;
-            scan.grad_dt_bias[at] = bias[c];
-            for (int64_t k = 0; scan.D && route == 0 && k < scan.routes; ++k)
-                scan.grad_D[k * scan.channels + channels.first + c] = D[c];
-        }
-    }
-};
-
-// The workspace: what all units share, then a piece for each thread.
-struct Shared : Space {
-    float* parameters;    // of every route and block of channels
-    float* proj;          // in the order of the walks
-    float* grad_proj;     // likewise, for every slice
-    float* sums;          // of every group, route and block of channels
-
-    explicit Shared(const Scan& scan) : Space{scan.workspace} {
-        const int64_t routes_blocks = scan.routes * scan.blocks();
-        parameters = take(routes_blocks * Parameters(scan, nullptr).used);
-        proj = take(walked_size(scan) + 8 * scan.per_route());
-        grad_proj = take(scan.backward() ? scan.slices * walked_size(scan) : 0);
-        sums = take(scan.backward() ? scan.groups * routes_blocks * Sums(scan, nullptr).used : 0);
-    }
-    Parameters parameters_of(const Scan& scan, int64_t route, Channels channels) const {
-        const int64_t index = route * scan.blocks() + channels.first / BLOCK;
-        return Parameters(scan, parameters + index * Parameters(scan, nullptr).used);
-    }
-    Sums sums_of(const Scan& scan, int64_t group, int64_t route, Channels channels) const {
-        const int64_t index = (group * scan.routes + route) * scan.blocks() + channels.first / BLOCK;
-        return Sums(scan, sums + index * Sums(scan, nullptr).used);
-    }
-};
-
-// c[m][:] = start(m, :) + sum over k of a(m, k) * b[k][:] for m < rows; c and b are COLS vectors wide. Rows are taken
-// eight accumulators at a time; with PADDED rows up to the next multiple of eight may be read and written.
-template <int COLS, bool PADDED, class A, class Start, class Finish>
-SCAN_INLINE void multiply(int rows, int inner, A a, const float* b, int64_t b_stride, Start start, Finish finish) {
-    constexpr int ROWS = 8 / COLS > 0 ? 8 / COLS : 1;
-    int m = 0;
-    for (; PADDED ? m < rows : m + ROWS <= rows; m += ROWS)
-        multiply_panel<ROWS, COLS>(m, inner, a, b, b_stride, start, finish);
-    for (; m < rows; ++m) multiply_panel<1, COLS>(m, inner, a, b, b_stride, start, finish);
-}
 
 // v = dt_weight @ dt_low + dt_bias of every step, in units of ln 2. proj: dt_low, B and C of the steps, (steps, P).
 SCAN_INLINE void step_inputs(const Scan& scan, int steps, const Parameters& params, const float* proj, float* v) {
@@ -174,17 +62,6 @@ inline void begin_with_skip(const Scan& scan, const Chunk& chunk, const float* s
             store(to + chunk.plane[p] + c, scan.D ? load(skip + c) * load(from + chunk.plane[p] + c) : splat(0.0f));
 }
 
-struct ForwardSpace : Space {
-    float *d, *h, *x, *y;
-
-    ForwardSpace(const Scan& scan, float* memory) : Space{memory} {
-        d = take((CHUNK + 8) * BLOCK);
-        h = take(scan.state * BLOCK);
-        x = take(plane_size(scan));
-        y = take(plane_size(scan));
-    }
-};
-
 // STATE is the state size, or 0 if it is only known at run time.
 template <int STATE>
 SCAN_INLINE void forward_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params, const float* proj,
@@ -193,9 +70,13 @@ SCAN_INLINE void forward_chunk(const Scan& scan, const Chunk& chunk, const Param
     float *const d_ = space.d, *const h_ = space.h;
     const float *const A = params.A, *B = proj + rank, *const x = space.x;
     float* const y = space.y;
-    for (int i = 0; i < chunk.steps * BLOCK; i += WIDTH) {
-        const Vec v = load(d_ + i);
-        store(d_ + i, softplus2(v, exp2_of_minus_abs(v)));
+    for (int p = 0; p < chunk.steps; ++p) {
+        prefetch(x + chunk.plane[p]);
+        prefetch(y + chunk.plane[p]);
+        for (int i = p * BLOCK; i < (p + 1) * BLOCK; i += WIDTH) {
+            const Vec v = load(d_ + i);
+            store(d_ + i, softplus2(v, exp2_of_minus_abs(v)));
+        }
     }
     Vec kept[STATE * VECS + 1];    // the state, in registers if it is small
     for (int i = 0; i < STATE * VECS; ++i) kept[i] = load(h_ + i * WIDTH);
@@ -251,24 +132,6 @@ void forward_unit(const Scan& scan, int64_t image, Channels channels, const Shar
     }
 }
 
-struct BackwardSpace : Space {
-    float *d, *slope, *decay, *h, *adjoint, *grad_proj, *x, *grad_y, *grad_x;
-
-    BackwardSpace(const Scan& scan, float* memory) : Space{memory} {
-        const int64_t tile = (CHUNK + 8) * BLOCK, states = scan.state * BLOCK;
-        d = take(tile);
-        slope = take(tile);                                     // derivative of softplus, then the gradient of v
-        decay = take(CHUNK * states);                           // (CHUNK, N, BLOCK)
-        h = take((CHUNK + 1) * states);                         // before the chunk, then after each step
-        adjoint = take(states);                                 // gradient that later steps give to the state
-        grad_proj = take((CHUNK + 8) * grad_proj_row(scan));    // of dt_low, padded, then of B and C
-        x = take(plane_size(scan));
-        grad_y = take(plane_size(scan));
-        grad_x = take(plane_size(scan));
-    }
-    static int64_t grad_proj_row(const Scan& scan) { return up(scan.rank, WIDTH) + 2 * scan.state; }
-};
-
 template <int STATE>
 SCAN_INLINE void recompute_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params, const float* proj,
                                  const BackwardSpace& space) {
@@ -282,7 +145,7 @@ SCAN_INLINE void recompute_chunk(const Scan& scan, const Chunk& chunk, const Par
     }
     for (int p = 0; p < chunk.steps; ++p, B += per_route) {
         const float* const x_p = x + chunk.plane[p];
-        prefetch(space.grad_y + chunk.plane[p]);    // for backward_chunk
+        prefetch(space.grad_y + chunk.plane[p]);    // for backward_chunk, like the next
         prefetch(space.grad_x + chunk.plane[p]);
         for (int j = 0; j < VECS; ++j) {
             const int c = j * WIDTH;

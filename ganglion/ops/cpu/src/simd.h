@@ -157,7 +157,7 @@ SCAN_INLINE Vec softplus2_grad(Vec v, Vec exp2_minus_abs) {
     return select(v < splat(0.0f), exp2_minus_abs, one) / (one + exp2_minus_abs);
 }
 
-// a * b[0] + ... : c[m][n] = start + sum over k of a(m, k) * b[k][n], for one panel of ROWS rows, COLS vectors.
+// One panel of the product below: ROWS rows, held in registers.
 template <int ROWS, int COLS, class A, class Start, class Finish>
 SCAN_INLINE void multiply_panel(int m, int inner, A a, const float* b, int b_stride, Start start, Finish finish) {
     Vec acc[ROWS][COLS];
@@ -173,6 +173,17 @@ SCAN_INLINE void multiply_panel(int m, int inner, A a, const float* b, int b_str
     }
     for (int i = 0; i < ROWS; ++i)
         for (int j = 0; j < COLS; ++j) finish(m + i, j, acc[i][j]);
+}
+
+// c[m][:] = start(m, :) + sum over k of a(m, k) * b[k][:] for m < rows; c and b are COLS vectors wide. Rows are taken
+// eight accumulators at a time; with PADDED rows up to the next multiple of eight may be read and written.
+template <int COLS, bool PADDED, class A, class Start, class Finish>
+SCAN_INLINE void multiply(int rows, int inner, A a, const float* b, int64_t b_stride, Start start, Finish finish) {
+    constexpr int ROWS = 8 / COLS > 0 ? 8 / COLS : 1;
+    int m = 0;
+    for (; PADDED ? m < rows : m + ROWS <= rows; m += ROWS)
+        multiply_panel<ROWS, COLS>(m, inner, a, b, b_stride, start, finish);
+    for (; m < rows; ++m) multiply_panel<1, COLS>(m, inner, a, b, b_stride, start, finish);
 }
 
 }  // namespace

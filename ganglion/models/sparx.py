@@ -290,7 +290,7 @@ _NANO_PLAIN = replace(_NANO, connections="plain", dims=(32, 48, 96, 144))
 _SWIN_NANO = replace(
     _NANO, mixer="swin", ffn="mlp", dpe=False, stem="conv", downsample="conv3", window_size=4
 )
-_SWIN_NANO_PLAIN = replace(_SWIN_NANO, connections="plain", dims=(32, 48, 96, 144))
+_SWIN_NANO_PLAIN = replace(_SWIN_NANO, connections="plain", dims=(32, 56, 92, 152))
 # The last ganglions of stage 2 have a window to truncate, and 3 groups leave one channel over.
 _TEST = SparXConfig(
     depths=(1, 1, 5, 2),

@@ -357,7 +357,7 @@ def vmamba_tiny_s2l5_cascade(pretrained: bool = False, **kwargs) -> VMamba:
 def vmamba_nano(pretrained: bool = False, **kwargs) -> VMamba:
     """For experiments on images of 32 to 64 pixels."""
     return _create(
-        "vmamba_nano", pretrained, replace(_S1L8, depths=(1, 1, 4, 1), dims=(32, 64, 128, 192)), **kwargs
+        "vmamba_nano", pretrained, replace(_S1L8, depths=(1, 1, 4, 1), dims=(32, 64, 128, 204)), **kwargs
     )
 
 

@@ -183,3 +183,17 @@ def test_a_network_of_ones_own_is_a_configuration():
     model = ganglion.SparX(config, num_classes=5)
     assert model(torch.randn(2, 3, 40, 56)).shape == (2, 5)
     assert dataclasses.replace(config, stride=1).plans()[2].ganglions == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "rival"),
+    [
+        ("sparx_mamba_nano", "sparx_mamba_nano_plain"),
+        ("sparx_mamba_nano", "vmamba_nano"),
+        ("sparx_swin_nano", "sparx_swin_nano_plain"),
+    ],
+)
+def test_nano_networks_to_be_compared_have_equal_sizes(name, rival):
+    sizes = [count(timm.create_model(n, device="meta", num_classes=10)) for n in (name, rival)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.005)
+    assert 1e6 < sizes[0] < 2e6

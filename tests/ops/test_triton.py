@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,24 @@ class TestAheadOfTime:
 
         channels, rank, side = stage
         assert resources("backward", target, channels=channels, dt_rank=rank, side=side).spills <= bound
+
+    @pytest.mark.parametrize("name", ["forward", "backward", "segment ends"])
+    def test_offsets_of_images_have_64_bits(self, name):
+        """What grows with the batch passes 2^31 elements. Offsets of the parameters do not."""
+        from gpu_resources import KERNELS, compile_kernel
+
+        parameters = {"dt_weight", "dt_bias", "A", "skip"}
+        ir = compile_kernel(name, "sm_90", channels=96, dt_rank=6, side=56).asm["ttir"]
+        seen = set()
+        for argument in KERNELS[name][0].arg_names:
+            splats = re.findall(rf"%(\w+) = tt\.splat %{argument} ", ir)
+            for base in (argument, *splats):
+                for kind in re.findall(
+                    rf"tt\.addptr %{base}, %[\w#]+ : [^,]+, (?:tensor<[\dx]*x)?(i\d+)", ir
+                ):
+                    assert argument in parameters or kind == "i64", (argument, kind)
+                    seen.add(argument)
+        assert {"x", "proj", "ends", "decays"} <= seen
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_other_dtypes_and_states_compile(self, dtype):

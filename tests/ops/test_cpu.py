@@ -198,6 +198,7 @@ def test_half_precision_is_read_and_rounded_as_torch_does(dtype):
     channels = 1024
     x = F.pad(x, (0, -len(x) % channels)).reshape(1, 1, -1, channels)
     D = torch.rand(channels, generator=torch.Generator().manual_seed(0)).add(1)[None]
+    D[:, ::2] = 1.5  # makes ties
     proj = torch.zeros(*x.shape[:3], 3, dtype=dtype)
     y, _ = cpu.forward(
         x, proj, torch.ones(1, channels, 1), torch.zeros_like(D), -torch.ones(1, channels, 1), D, [0]

@@ -1,6 +1,6 @@
 """VMamba on a CPU against what a user would pick instead, and against a scan that loops in Python.
 
-    python benchmarks/cpu.py [--threads 2] [--rounds 7] [--only inference-fp32 inference-bf16 training-fp32 loop]
+    python benchmarks/cpu.py [--threads 2] [--rounds 7] [--only inference-fp32 inference-bf16 training-fp32 loop sizes]
 
 Logits are checked against the golden float64 reference first. All models of a table then run in turn in one process;
 the figures are medians of the ratios of the rounds, as the speed of shared machines changes from second to second.
@@ -34,6 +34,8 @@ MODELS = (
     "vmamba_tiny_s2l5",
     "sparx_mamba_tiny",
 )
+EXTRA = ("loop", "sizes")
+SIZES = (224, 384, 512, 768, 1024)
 TABLES = {
     "inference-fp32": (torch.float32, False),
     "inference-bf16": (torch.bfloat16, False),
@@ -116,6 +118,22 @@ def loop_table(size: int) -> None:
     print()
 
 
+def size_table(rounds: int) -> None:
+    """Time per pixel: linear in the pixels means the same at every size."""
+    model = build("vmamba_tiny_s1l8", torch.float32, train=False)
+    images = {size: torch.randn(1, 3, size, size) for size in SIZES}
+    steps = {str(size): lambda x=x: forward(model, x) for size, x in images.items()}
+    seconds = seconds_in_turn(steps, rounds)
+    print(f"vmamba_tiny_s1l8, batch 1, fp32, inference, {rounds} rounds: time per pixel")
+    per_pixel = {size: [t / size**2 for t in seconds[str(size)]] for size in SIZES}
+    for size, times in per_pixel.items():
+        ratio, low, high = paired_ratio(times, per_pixel[SIZES[0]])
+        print(
+            f"  {size:6}{1e9 * statistics.median(times):9.0f} ns   {ratio:.2f} x {SIZES[0]} ({low:.2f} to {high:.2f})"
+        )
+    print()
+
+
 def logits_fused(model: torch.nn.Module, x: Tensor) -> Tensor:
     with mock.patch.object(SS2D, "_scan", FUSED):
         return model(x)
@@ -132,7 +150,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=[*TABLES, "loop"], default=[*TABLES, "loop"])
+    parser.add_argument("--only", nargs="+", choices=[*TABLES, *EXTRA], default=[*TABLES, *EXTRA])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(settings() + "\n")
@@ -142,6 +160,8 @@ def main() -> None:
             table(title, dtype, train, args.batch, args.size, args.rounds)
     if "loop" in args.only:
         loop_table(args.size)
+    if "sizes" in args.only:
+        size_table(args.rounds)
 
 
 if __name__ == "__main__":

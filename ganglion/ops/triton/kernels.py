@@ -297,10 +297,7 @@ def forward_kernel(
             here = (pixel_T * channels)[:, None] + d_B[None, :]
             mask = inside_T[:, None] & live_B[None, :]
             x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
-            if i == 0:
-                y_TB = skip_B[None, :] * x_TB
-            else:
-                y_TB = tl.load(y + here, mask=mask, other=0.0).to(tl.float32)
+            y_TB = tl.where(i == 0, skip_B, 0.0)[None, :] * x_TB
             for n in range(N):
                 A_B = tl.load(A + (k * channels + d_B) * N + n, mask=live_B, other=0.0)
                 a_TB = tl.exp2(dt_TB * A_B[None, :])
@@ -311,6 +308,8 @@ def forward_kernel(
                 h_TB += decay_TB * row(state_NB, n, N_PAD)[None, :]
                 state_NB = with_row(state_NB, n, row(h_TB, T - 1, T), N_PAD)
                 y_TB += load_pixel(proj_k, pixel_T, inside_T, width_p, R + N + n) * h_TB
+            # The first walk adds the skip, the others what is there. A mask, as a branch would cost registers.
+            y_TB += tl.load(y + here, mask=mask & (i > 0), other=0.0).to(tl.float32)
             tl.store(y + here, y_TB.to(y.dtype.element_ty), mask=mask)
         # The next route's loads of y must see this one's stores, whichever thread made them.
         tl.debug_barrier()

@@ -194,8 +194,10 @@ def backward_kernel(
                     g_TB *= dt_TB
                     grad_x_TB += g_TB * (B_T1 * LN2)
                     tl.store(columns + R + n, tl.sum(g_TB * x_TB, 1) * LN2, mask=inside_T)
-                grad_x_TB += tl.where(i == 0, skip_B, 0.0)[None, :] * grad_y_TB
-                grad_x_TB += tl.load(grad_x + here, mask=mask & (i > 0), other=0.0).to(tl.float32)
+                if i == 0:
+                    grad_x_TB += skip_B[None, :] * grad_y_TB
+                else:
+                    grad_x_TB += tl.load(grad_x + here, mask=mask, other=0.0).to(tl.float32)
                 tl.store(grad_x + here, grad_x_TB.to(grad_x.dtype.element_ty), mask=mask)
                 grad_z_TB = tl.where(inside_T[:, None], grad_dt_TB * slope_TB, 0.0)
                 grad_bias_B += tl.sum(grad_z_TB, 0)

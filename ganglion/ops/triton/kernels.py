@@ -138,7 +138,7 @@ def locate(batch, channels, n_groups, segments, BLOCK_D: tl.constexpr):
     block = pid % n_blocks
     # The hint keeps a lane to one channel, so that no lane has to hold a part of the walk.
     d_B = block * BLOCK_D + tl.max_contiguous(tl.arange(0, BLOCK_D), 1)
-    return (pid // n_blocks), block, d_B, group, segment
+    return (pid // n_blocks).to(tl.int64), block, d_B, group, segment
 
 
 @triton.jit

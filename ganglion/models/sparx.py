@@ -302,21 +302,25 @@ _TEST = SparXConfig(
     stem="conv_extra",
 )
 
-#: The studies of Tables 5 to 8, as differences from SparX-Mamba-T.
+#: The studies, as differences from SparX-Mamba-T; `sparx_mamba_tiny_<study>` creates one.
 _STUDIES: dict[str, dict[str, Any]] = {
+    # Table 5: every ganglion reads everything before it; a DenseNet-style network.
+    "dgc": {"connections": "dgc"},
+    "dsn": {"connections": "dsn", "start": (1, 0, 0, 0)},
+    # Table 6: the rivals of DMCA.
+    "concat": {"aggregator": "concat"},
+    "no_cgca": {"aggregator": "no_cgca"},
+    "csa": {"aggregator": "csa"},
+    "sra": {"aggregator": "sra"},
+    "sca": {"aggregator": "sca"},
+    # Table 7. The numbers of "S=1" need window 4; the parameters of "M=4" need the stage input in the window.
     "plain": {"connections": "plain", "dims": (96, 192, 384, 576)},
     "s1": {"stride": 1, "window": 4},
     "s3": {"stride": (1, 1, 3, 1)},
     "s4": {"stride": (1, 1, 4, 1)},
     "m2": {"window": 2},
     "m4": {"cross_stage": (False, False, True, False)},
-    "dgc": {"connections": "dgc"},
-    "dsn": {"connections": "dsn", "start": (1, 0, 0, 0)},
-    "concat": {"aggregator": "concat"},
-    "no_cgca": {"aggregator": "no_cgca"},
-    "csa": {"aggregator": "csa"},
-    "sra": {"aggregator": "sra"},
-    "sca": {"aggregator": "sca"},
+    # Table 8.
     "no_dpe": {"dpe": False},
     "no_skip": {"skip": False},
     "no_sr": {"sr_ratios": (1, 1, 1, 1)},
@@ -417,100 +421,18 @@ def sparx_bissm_tiny(pretrained: bool = False, **kwargs) -> SparX:
     return _create("sparx_bissm_tiny", pretrained, replace(_SSM, mixer="bi_ssm"), **kwargs)
 
 
-@register_model
-def sparx_mamba_tiny_plain(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 7: no ganglions, wider late stages."""
-    return _create("sparx_mamba_tiny_plain", pretrained, replace(_TINY, **_STUDIES["plain"]), **kwargs)
+def _register_study(study: str) -> None:
+    name = f"sparx_mamba_tiny_{study}"
+
+    def create(pretrained: bool = False, **kwargs) -> SparX:
+        return _create(name, pretrained, replace(_TINY, **_STUDIES[study]), **kwargs)
+
+    create.__name__ = name
+    register_model(create)
 
 
-@register_model
-def sparx_mamba_tiny_s1(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 7: stride 1 (and window 4, which the row's numbers need)."""
-    return _create("sparx_mamba_tiny_s1", pretrained, replace(_TINY, **_STUDIES["s1"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_s3(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 7: stride 3."""
-    return _create("sparx_mamba_tiny_s3", pretrained, replace(_TINY, **_STUDIES["s3"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_s4(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 7: stride 4."""
-    return _create("sparx_mamba_tiny_s4", pretrained, replace(_TINY, **_STUDIES["s4"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_m2(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 7: window 2."""
-    return _create("sparx_mamba_tiny_m2", pretrained, replace(_TINY, **_STUDIES["m2"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_m4(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 7: window 4, in the form that its parameters fit: the stage input stays in the window."""
-    return _create("sparx_mamba_tiny_m4", pretrained, replace(_TINY, **_STUDIES["m4"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_dgc(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 5: every ganglion reads everything before it."""
-    return _create("sparx_mamba_tiny_dgc", pretrained, replace(_TINY, **_STUDIES["dgc"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_dsn(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 5: a DenseNet-style network."""
-    return _create("sparx_mamba_tiny_dsn", pretrained, replace(_TINY, **_STUDIES["dsn"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_concat(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 6: concatenation and ConvFFN."""
-    return _create("sparx_mamba_tiny_concat", pretrained, replace(_TINY, **_STUDIES["concat"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_no_cgca(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 6: no attention."""
-    return _create("sparx_mamba_tiny_no_cgca", pretrained, replace(_TINY, **_STUDIES["no_cgca"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_csa(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 6: cross-scale attention."""
-    return _create("sparx_mamba_tiny_csa", pretrained, replace(_TINY, **_STUDIES["csa"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_sra(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 6: spatial-reduction attention."""
-    return _create("sparx_mamba_tiny_sra", pretrained, replace(_TINY, **_STUDIES["sra"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_sca(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 6: FcaFormer's spatial cross-attention."""
-    return _create("sparx_mamba_tiny_sca", pretrained, replace(_TINY, **_STUDIES["sca"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_no_dpe(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 8: no dynamic position encoding."""
-    return _create("sparx_mamba_tiny_no_dpe", pretrained, replace(_TINY, **_STUDIES["no_dpe"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_no_skip(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 8: nothing concatenated to the attention's result."""
-    return _create("sparx_mamba_tiny_no_skip", pretrained, replace(_TINY, **_STUDIES["no_skip"]), **kwargs)
-
-
-@register_model
-def sparx_mamba_tiny_no_sr(pretrained: bool = False, **kwargs) -> SparX:
-    """Table 8: no spatial reduction."""
-    return _create("sparx_mamba_tiny_no_sr", pretrained, replace(_TINY, **_STUDIES["no_sr"]), **kwargs)
+for _study in _STUDIES:
+    _register_study(_study)
 
 
 @register_model

@@ -13,7 +13,7 @@ THREADS = 1024
 @triton.jit
 def exp2_kernel(out, ROUNDS: tl.constexpr, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
-    x = at.to(tl.float32) * -1e-4
+    x = at.to(tl.float32) * 1e-3
     for _ in range(ROUNDS):
-        x = tl.exp2(x)
+        x = tl.exp2(-x)  # tends to 0.64: neither zero nor infinite
     tl.store(out + tl.program_id(0) * SIZE + at, x)

@@ -6,6 +6,7 @@ What the kernels compute is in `triton_interpreted.py`, which runs in a process 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -219,7 +220,7 @@ class TestAheadOfTime:
 
         channels, rank, side = stage
         for name in KERNELS:
-            if name == "backward" or (name, target, rank) == ("forward", "sm_80", 48):
+            if name == "backward":
                 continue
             found = resources(name, target, channels=channels, dt_rank=rank, side=side)
             assert found.spills == 0, found
@@ -229,7 +230,7 @@ class TestAheadOfTime:
         ("target", "stage", "bound"),
         [
             ("sm_90", (96, 6, 56), 0),
-            ("sm_90", (384, 24, 14), 0),
+            ("sm_90", (384, 24, 14), 16),  # 0 with Triton 3.9, 8 with 3.6
             ("gfx942", (384, 24, 14), 0),
             # Known to spill: on sm_80, and where a rank above 32 fills the registers with weights.
             ("sm_80", (96, 6, 56), 256),
@@ -310,6 +311,29 @@ def test_the_launches_fit_the_kernels(batch, monkeypatch):
     passes = ["forward_kernel", "backward_kernel"]
     chunked = [name for kernel in passes for name in ("segment_ends_kernel", kernel)]
     assert [name for name, grid in launched] == (chunked if batch == 1 else passes)
+
+
+@needs_triton
+def test_the_benchmark_is_complete_and_measures_nothing_wrong(tmp_path):
+    """A rehearsal on the CPU; and with bounds that nothing meets it prints no speed."""
+    done = run("benchmarks/gpu.py", "--rehearse", "--part", "op", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {row["pass"] for row in found["The operator"]} == {"forward", "backward"}
+    assert all(
+        row["passed"] and 0 < row["error"] for row in found["Accuracy: relative RMS error against float64"]
+    )
+    code = """
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu, gpu_op
+gpu_op.BOUNDS.update(dict.fromkeys(gpu_op.BOUNDS, 0.0))
+gpu_op.check_behaviour = lambda *_: []
+sys.exit(gpu.main())
+"""
+    done = run("-c", code, "--rehearse", "--part", "op", "--out", str(tmp_path))
+    assert done.returncode == 1 and "no speed is measured" in done.stderr
+    assert "The operator" not in done.stdout
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])

@@ -77,8 +77,6 @@ def default_plan(shape: Shape, *, backward: bool, processors: int = 132) -> Plan
         length=shape.length,
         channels=shape.channels,
         n_routes=shape.n_routes,
-        d_state=shape.d_state,
-        dt_rank=shape.dt_rank,
         processors=processors,
         backward=backward,
     )

@@ -87,8 +87,6 @@ def compile_kernel(
         length=length,
         channels=channels,
         n_routes=len(codes),
-        d_state=d_state,
-        dt_rank=dt_rank,
         processors=processors,
         backward=backward,
     )

@@ -119,37 +119,36 @@ class TestPlan:
     """The choice of the parallel form."""
 
     @staticmethod
-    def plan(batch, side, channels, rank, *, backward=False, state=1):
+    def plan(batch, side, channels, *, backward=False):
         from ganglion.ops.triton import launch
 
         return launch.plan(
-            batch=batch, length=side * side, channels=channels, n_routes=4, d_state=state, dt_rank=rank,
+            batch=batch, length=side * side, channels=channels, n_routes=4,
             processors=132, backward=backward,
         )  # fmt: skip
 
     def test_large_batches_walk_whole_routes(self):
-        for side, channels, rank in ((56, 96, 6), (28, 192, 12), (14, 384, 24), (7, 768, 48)):
+        for side, channels in ((56, 96), (28, 192), (14, 384), (7, 768)):
             for backward in (False, True):
-                plan = self.plan(128, side, channels, rank, backward=backward)
+                plan = self.plan(128, side, channels, backward=backward)
                 assert plan.walks > 1 and plan.segment_chunks * 64 >= side * side
 
     def test_one_image_is_cut_into_segments(self):
         from ganglion.ops.triton.launch import MAX_SEGMENTS
 
         for side in (56, 256):
-            plan = self.plan(1, side, 96, 6)
+            plan = self.plan(1, side, 96)
             segments = -(-side * side // 64) / plan.segment_chunks
             assert plan.walks == 1 and 16 < segments <= MAX_SEGMENTS
 
     def test_every_shape_gets_a_legal_plan(self):
         for batch in (1, 2, 16, 128, 1000):
             for side in (1, 7, 14, 63, 64, 256):
-                for state in (1, 16):
-                    for backward in (False, True):
-                        plan = self.plan(batch, side, 100, 7, backward=backward, state=state)
-                        chunks = -(-side * side // 64)
-                        assert plan.segment_chunks >= 1 and 4 % plan.walks == 0 and 64 % plan.steps == 0
-                        assert plan.walks == 1 or plan.segment_chunks >= chunks
+                for backward in (False, True):
+                    plan = self.plan(batch, side, 100, backward=backward)
+                    chunks = -(-side * side // 64)
+                    assert plan.segment_chunks >= 1 and 4 % plan.walks == 0 and 64 % plan.steps == 0
+                    assert plan.walks == 1 or plan.segment_chunks >= chunks
 
     def test_a_plan_that_would_add_up_in_the_wrong_place_is_an_error(self):
         from ganglion.ops.triton import launch

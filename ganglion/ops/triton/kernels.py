@@ -1,8 +1,8 @@
 """Device functions shared by the kernels, and the two forward kernels.
 
 Layout. A program is one warp with its lanes on neighbouring channels, and it walks a stretch of one image along a
-route in tiles of T steps. All T steps of a channel then live in one thread: the recurrence needs no shuffles, and
-everything else in a tile is T independent pieces of work that hide its latency.
+route in tiles of T steps. With as many channels as lanes, all T steps of a channel live in one thread where the
+recurrence runs: it needs no shuffles, and the rest of a tile is T independent pieces of work that hide its latency.
 
 Units. Step sizes are kept as dt / ln 2, so that softplus and decay are exp2 and the factor is folded into the
 weights, once per route, and into B, once per pixel.
@@ -20,7 +20,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 # log2(1 + e) / e on 0 <= e <= 1, minimax in relative error: 5.7e-5 and 1.9e-7. The hardware logarithm has an absolute
-# error, which is no good for the small step sizes at which models start; these also cost less than it does.
+# error, which is no good for the small step sizes at which models start, and Triton's own takes more instructions.
 LOG1P_HALF = tl.constexpr((1.44261321, -0.716987399, 0.441898751, -0.227119322, 0.0596514841))
 LOG1P_FULL = tl.constexpr(
     (

@@ -57,15 +57,12 @@ def plan(
     length: int,
     channels: int,
     n_routes: int,
-    d_state: int,
-    dt_rank: int,
     processors: int,
     backward: bool,
 ) -> Plan:
     """The plan for a shape on a device of `processors` multiprocessors."""
-    # The largest tiles whose registers do not spill: benchmarks/gpu_resources.py shows them.
-    block_d = 16 if backward else 32
-    steps = 16
+    # The largest tiles that do not spill registers; benchmarks/gpu_resources.py counts them.
+    block_d, steps = (16, 16) if backward else (32, 16)
     chunks = -(-length // CHUNK)
     blocks = batch * -(-channels // block_d)
     wanted = FILL * processors
@@ -133,8 +130,6 @@ class _Call:
             length=self.length,
             channels=self.channels,
             n_routes=self.n_routes,
-            d_state=self.d_state,
-            dt_rank=dt_weight.shape[2],
             processors=_processors(x.device),
             backward=backward,
         )

@@ -136,7 +136,7 @@ def backward_kernel(
                 inside_T = (start + tl.arange(0, T) < length) | EVEN
                 pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
                 low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-                dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
+                dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, PRECISION, COEFFICIENTS)
                 here = (pixel_T * channels)[:, None] + d_B[None, :]
                 x_TB = tl.load(x + here, mask=inside_T[:, None] & live_B[None, :], other=0.0).to(tl.float32)
                 for n in range(N):
@@ -155,7 +155,7 @@ def backward_kernel(
                 inside_T = (start + tl.arange(0, T) < length) | EVEN
                 pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
                 low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-                dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
+                dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, PRECISION, COEFFICIENTS)
                 here = (pixel_T * channels)[:, None] + d_B[None, :]
                 mask = inside_T[:, None] & live_B[None, :]
                 x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
@@ -199,7 +199,7 @@ def backward_kernel(
                 else:
                     grad_x_TB += tl.load(grad_x + here, mask=mask, other=0.0).to(tl.float32)
                 tl.store(grad_x + here, grad_x_TB.to(grad_x.dtype.element_ty), mask=mask)
-                grad_z_TB = tl.where(inside_T[:, None], grad_dt_TB * slope_TB, 0.0)
+                grad_z_TB = grad_dt_TB * slope_TB
                 grad_bias_B += tl.sum(grad_z_TB, 0)
                 grad_weight_BR = tl.dot(
                     tl.trans(grad_z_TB), low_TR, grad_weight_BR, input_precision=PRECISION

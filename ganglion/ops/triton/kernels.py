@@ -108,16 +108,19 @@ def load_rank(proj, pixel_T, inside_T, width_p, R: tl.constexpr, RANK: tl.conste
 
 
 @triton.jit
-def step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION: tl.constexpr, COEFFICIENTS: tl.constexpr):
-    """dt / ln 2 = softplus(z) / ln 2, zero outside the walk, and z / ln 2. Both (T, B)."""
+def step_size(low_TR, weight_RB, bias_B, PRECISION: tl.constexpr, COEFFICIENTS: tl.constexpr):
+    """dt / ln 2 = softplus(z) / ln 2, and z / ln 2. Both (T, B).
+
+    Steps behind the end of the walk get a step size too. It does no harm: x and grad_y are zero there, and no step
+    that is wanted comes after them.
+    """
     z_TB = tl.dot(low_TR, weight_RB, input_precision=PRECISION) + bias_B[None, :]
     e_TB = tl.exp2(-tl.abs(z_TB))
     n: tl.constexpr = len(COEFFICIENTS)
     p_TB = COEFFICIENTS[n - 1] * e_TB + COEFFICIENTS[n - 2]
     for i in tl.static_range(n - 2):
         p_TB = p_TB * e_TB + COEFFICIENTS[n - 3 - i]
-    dt_TB = tl.maximum(z_TB, 0.0) + e_TB * p_TB
-    return tl.where(inside_T[:, None], dt_TB, 0.0), z_TB
+    return tl.maximum(z_TB, 0.0) + e_TB * p_TB, z_TB
 
 
 @triton.jit
@@ -202,7 +205,7 @@ def segment_ends_kernel(
         inside_T = (start + tl.arange(0, T) < length) | EVEN
         pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
         low_TR = load_rank(proj, pixel_T, inside_T, width_p, R, RANK)
-        dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
+        dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, PRECISION, COEFFICIENTS)
         here = (pixel_T * channels)[:, None] + d_B[None, :]
         x_TB = tl.load(x + here, mask=inside_T[:, None] & live_B[None, :], other=0.0).to(tl.float32)
         for n in range(N):
@@ -293,7 +296,7 @@ def forward_kernel(
                 tl.store(carry + record + d_B[None, :], state_NB, mask=state_mask)
             pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
             low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-            dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, inside_T, PRECISION, COEFFICIENTS)
+            dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, PRECISION, COEFFICIENTS)
             here = (pixel_T * channels)[:, None] + d_B[None, :]
             mask = inside_T[:, None] & live_B[None, :]
             x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)

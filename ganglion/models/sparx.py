@@ -327,6 +327,9 @@ _STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
+_RELEASES = "https://github.com/LMMMEng/SparX/releases/download/v1/"
+
+
 def _cfg(**kwargs) -> dict[str, Any]:
     return {
         "url": "",
@@ -348,8 +351,8 @@ _SMALL_IMAGES = {"input_size": (3, 32, 32), "pool_size": (1, 1), "crop_pct": 1.0
 
 default_cfgs = generate_default_cfgs(
     {
-        "sparx_mamba_tiny.untrained": _cfg(crop_pct=0.9),
-        "sparx_mamba_small.untrained": _cfg(),
+        "sparx_mamba_tiny.in1k": _cfg(url=_RELEASES + "sparx_mamba_tiny_in1k.pth", crop_pct=0.9),
+        "sparx_mamba_small.in1k": _cfg(url=_RELEASES + "sparx_mamba_small_in1k.pth"),
         "sparx_mamba_base.untrained": _cfg(),
         "sparx_swin_tiny.untrained": _cfg(),
         "sparx_swin_base.untrained": _cfg(),

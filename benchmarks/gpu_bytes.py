@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ganglion.ops.scan2d import CHUNK
+from ganglion.ops.routes import CHUNK
 from ganglion.ops.triton.launch import Plan, plan
 
 FLOAT = 4

@@ -26,8 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ganglion.ops.routes import pattern
-from ganglion.ops.scan2d import CHUNK
+from ganglion.ops.routes import CHUNK, pattern
 from ganglion.ops.triton import launch
 from ganglion.ops.triton.adjoint import backward_kernel
 from ganglion.ops.triton.kernels import forward_kernel, segment_ends_kernel

@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm2d, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ..config import check_literals, check_positive, override
+from ..config import check_literals, check_positive
 from ..layers.aggregators import AggregatorName, make_aggregator
 from ..layers.basic import ResidualDWConv, make_norm
 from ..layers.block import Block
@@ -24,8 +23,8 @@ from ..layers.stem import conv_stem, make_downsample, patch_stem
 from ..layers.window_attention import WindowAttention2d
 from . import connections
 from .backbone import Backbone, Stage
-from .checkpoint import checkpoint_filter_fn
 from .connections import Plan
+from .registry import build, default_cfg
 
 Mixer = Literal["ss2d", "ssm", "bi_ssm", "swin"]
 _SCANS: dict[str, Scan] = {"ss2d": "cross2d", "ssm": "ssm", "bi_ssm": "bi_ssm"}
@@ -330,21 +329,8 @@ _STUDIES: dict[str, dict[str, Any]] = {
 _RELEASES = "https://github.com/LMMMEng/SparX/releases/download/v1/"
 
 
-def _cfg(**kwargs) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.95,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0.conv",
-        "classifier": "head.fc",
-        "paper_ids": "arXiv:2409.09649",
-        **kwargs,
-    }
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return default_cfg(**{"crop_pct": 0.95, "paper_ids": "arXiv:2409.09649", **kwargs})
 
 
 _SMALL_IMAGES = {"input_size": (3, 32, 32), "pool_size": (1, 1), "crop_pct": 1.0}
@@ -370,16 +356,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, config: SparXConfig, **kwargs) -> SparX:
-    """Fields of `SparXConfig` among the keyword arguments override the named network's."""
-    return build_model_with_cfg(
-        SparX,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        config=override(config, kwargs),
-        **kwargs,
-    )
+    return build(SparX, variant, pretrained, config, **kwargs)
 
 
 @register_model

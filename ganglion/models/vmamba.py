@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ..config import check_literals, check_positive, override
+from ..config import check_literals, check_positive
 from ..layers.basic import Act, make_norm
 from ..layers.block import Block
 from ..layers.mlp import GatedMlp, Mlp
@@ -21,7 +20,7 @@ from ..layers.ss2d import SS2D, OutNorm, Scan, SSMInit
 from ..layers.stem import Downsample, conv_stem, make_downsample, patch_stem
 from . import connections
 from .backbone import Backbone, PositionEmbedding, Stage
-from .checkpoint import checkpoint_filter_fn
+from .registry import build, default_cfg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,21 +192,9 @@ _V7_L5 = replace(_V7, depths=(2, 2, 5, 2))
 _RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
 
 
-def _cfg(file: str = "", **kwargs) -> dict[str, Any]:
-    return {
-        "url": _RELEASES + file if file else "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0.conv",
-        "classifier": "head.fc",
-        "paper_ids": "arXiv:2401.10166",
-        **kwargs,
-    }
+def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
+    url = _RELEASES + file if file else ""
+    return default_cfg(url=url, paper_ids="arXiv:2401.10166", **kwargs)
 
 
 default_cfgs = generate_default_cfgs(
@@ -236,16 +223,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, config: VMambaConfig, **kwargs) -> VMamba:
-    """Fields of `VMambaConfig` among the keyword arguments override the named network's."""
-    return build_model_with_cfg(
-        VMamba,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        config=override(config, kwargs),
-        **kwargs,
-    )
+    return build(VMamba, variant, pretrained, config, **kwargs)
 
 
 @register_model

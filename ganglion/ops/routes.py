@@ -14,6 +14,10 @@ from torch import Tensor
 
 from ..errors import unknown
 
+#: A forward pass records the state of every walk each CHUNK steps; backward starts from these records.
+#: The native kernels have the same constant in cpu/src/scan.h.
+CHUNK = 64
+
 _TRANSPOSE, _FLIP_ROWS, _FLIP_COLS, _RESTART = 1, 2, 4, 8
 
 

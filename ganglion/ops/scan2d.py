@@ -15,10 +15,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose
-from .routes import Route
-
-#: A forward pass records the state every CHUNK steps; backward starts from these records.
-CHUNK = 64
+from .routes import CHUNK, Route
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

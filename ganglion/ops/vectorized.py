@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import recurrence
-from .routes import Route
+from .routes import CHUNK, Route
 
 DEVICES = None
-_CARRY_EVERY = 64
 
 
 def unavailable() -> str | None:
@@ -47,7 +46,7 @@ def forward(
         y_route, h = recurrence.forward(x_BLD, dt, A[k], B_BLN, C_BLN, keep)
         y_BLD[:, order] += y_route
         first = torch.zeros_like(h[:, :1])
-        carries.append(torch.cat([first, h[:, _CARRY_EVERY - 1 : -1 : _CARRY_EVERY]], dim=1))
+        carries.append(torch.cat([first, h[:, CHUNK - 1 : -1 : CHUNK]], dim=1))
     if D is not None:
         y_BLD += D.sum(0) * x.reshape(y_BLD.shape).to(work)
     return y_BLD.to(x.dtype).reshape(x.shape), torch.stack(carries, dim=1)

@@ -19,7 +19,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from ganglion.ops import PATTERNS, Route, pattern, scan2d, scan2d_reference
-from ganglion.ops.scan2d import CHUNK
+from ganglion.ops.routes import CHUNK
 from ganglion.ops.triton import launch
 from ganglion.ops.triton.adjoint import compose_adjoint
 from tests.tolerances import assert_close

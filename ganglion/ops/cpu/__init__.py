@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ...errors import unknown
+from ..routes import CHUNK
 
 DEVICES = ("cpu",)
 ISA_ENV = "GANGLION_CPU_ISA"
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_CHUNK, _BLOCK = 64, 32
+_BLOCK = 32
 #: Backward works on about this many pieces at once, however many threads there are.
 _PIECES = 64
 
@@ -76,7 +77,7 @@ def forward(
     """See `ganglion.ops.backends`."""
     batch, height, width, channels = x.shape
     y = torch.empty_like(x)
-    chunks = (height * width + _CHUNK - 1) // _CHUNK
+    chunks = (height * width + CHUNK - 1) // CHUNK
     carry = torch.empty(batch, len(routes), chunks, A.shape[2], channels, dtype=torch.float32)
     inputs = {"x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
     _call("forward", routes, inputs | {"carry": carry, "y": y})

@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..scan2d import CHUNK
+from ..routes import CHUNK
 from .adjoint import backward_kernel
 from .kernels import LOG1P_FULL, LOG1P_HALF, forward_kernel, segment_ends_kernel
 

@@ -1,0 +1,47 @@
+"""What the entries of timm's registry share: how a network is built, and what its weights expect of an image."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg
+
+from ..config import override
+from .backbone import Backbone
+from .checkpoint import checkpoint_filter_fn
+
+Network = TypeVar("Network", bound=Backbone)
+
+
+def default_cfg(**kwargs: Any) -> dict[str, Any]:
+    """timm's description of a network's weights and images, ImageNet's unless `kwargs` say otherwise."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.0.conv",
+        "classifier": "head.fc",
+        **kwargs,
+    }
+
+
+def build(network: type[Network], variant: str, pretrained: bool, config: Any, **kwargs: Any) -> Network:
+    """The network named `variant`. Fields of its configuration among `kwargs` override those of `config`.
+
+    Raises TypeError for arguments that neither the configuration nor the network has.
+    """
+    return build_model_with_cfg(
+        network,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        config=override(config, kwargs),
+        **kwargs,
+    )

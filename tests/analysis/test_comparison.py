@@ -8,7 +8,7 @@ import pytest
 
 from ganglion.analysis.comparison import Comparison, compare
 from ganglion.analysis.published import ROWS, Row
-from ganglion.cli import main
+from ganglion_cli import main
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import timm
 import torch
 
 from ganglion.analysis.complexity import activation_memory, complexity
-from ganglion.cli import main
-from ganglion.cli.info import _describe
+from ganglion_cli import main
+from ganglion_cli.info import _describe
 
 
 def run(capsys, *argv: str) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from .common import positive, print_table
+
 if TYPE_CHECKING:
-    from ..analysis.comparison import Comparison
-    from ..models.connections import Plan
+    from ganglion.analysis.comparison import Comparison
+    from ganglion.models.connections import Plan
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -22,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a network of this library or of timm")
     parser.add_argument(
         "--img-size",
-        type=_positive,
+        type=positive,
         nargs="+",
         default=None,
         metavar="N",
         help="one side, or height and width, in pixels",
     )
-    parser.add_argument("--batch-size", type=_positive, default=1, help="images in the memory figures (1)")
+    parser.add_argument("--batch-size", type=positive, default=1, help="images in the memory figures (1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the memory figures")
     parser.add_argument("--attention", action="store_true", help="count softmax attention; the papers do not")
     parser.add_argument("--paper", action="store_true", help="the papers' params and FLOPs beside ours")
@@ -45,19 +46,13 @@ def run(args: argparse.Namespace) -> int:
     return _model(args)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
-
-
 def _model(args: argparse.Namespace) -> int:
     import timm
     import torch
 
-    from .. import list_models
-    from ..analysis.complexity import activation_memory, complexity
-    from ..errors import unknown
+    from ganglion import list_models
+    from ganglion.analysis.complexity import activation_memory, complexity
+    from ganglion.errors import unknown
 
     if not timm.is_model(args.model):
         args.parser.error(unknown("model", args.model, list_models()))
@@ -91,7 +86,7 @@ def _model(args: argparse.Namespace) -> int:
         (part.name, f"{part.params / 1e6:.3f}", f"{part.flops / 1e9:.4f}", " x ".join(map(str, part.output)))
         for part in cost.parts
     ]
-    _print_table(("part", "params M", "FLOPs G", "output"), rows, right={1, 2})
+    print_table(("part", "params M", "FLOPs G", "output"), rows, right={1, 2})
     if plans:
         print("\nconnections (g ganglion, n normal, S the stage's input)")
         for i, plan in enumerate(plans):
@@ -112,14 +107,14 @@ def _describe(plan: Plan) -> str:
 
 
 def _paper(args: argparse.Namespace) -> int:
-    from ..analysis.comparison import compare
+    from ganglion.analysis.comparison import compare
 
     found = compare()
     if args.json:
         print(json.dumps([asdict(cell) for cell in found], indent=2))
         return 0
     header = ("table", "row", "network", "size", "", "paper", "measured", "difference", "")
-    _print_table(header, map(_row, found), right={3, 5, 6, 7})
+    print_table(header, map(_row, found), right={3, 5, 6, 7})
     agree = sum(cell.agrees for cell in found)
     print(f"\n{agree} of {len(found)} numbers agree to the printed digits.")
     return 0
@@ -137,12 +132,3 @@ def _row(cell: Comparison) -> tuple[str, ...]:
         "" if cell.agrees else f"{cell.difference:+.4f}",
         "" if cell.agrees else cell.note,
     )
-
-
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]) -> None:
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = zip(line, widths, strict=True)
-        padded = (text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(cells))
-        print(("  " + "  ".join(padded)).rstrip())

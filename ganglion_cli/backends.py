@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..ops import backends
+    from ganglion.ops import backends
 
     found = backends()
     if args.json:

@@ -1,0 +1,103 @@
+"""One network at many image sizes: VMamba's Table 4 and Figure 11, SparX's Table 15.
+
+The protocol is theirs: weights trained at one size, images resized so that their shorter side is int(size / crop_pct)
+(bicubic), then the centre cropped to size x size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .complexity import complexity
+from .published import ROWS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..tasks.evaluation import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image size.
+
+    size: pixels of one side. flops: multiply-accumulates for one image, softmax attention left out.
+    paper_flops: the papers' number for this network and size, in 1e9 and as printed, None if they have none.
+    result: accuracy, loss and speed.
+    """
+
+    size: int
+    flops: int
+    paper_flops: str | None
+    result: Result
+
+
+def resolutions(
+    network: nn.Module,
+    name: str,
+    sizes: Iterable[int],
+    evaluate: Callable[[int], Result],
+    *,
+    in_chans: int = 3,
+) -> Iterator[Row]:
+    """Evaluate a network at one size after the other.
+
+    name: the network's in timm's registry, for what the papers say of it.
+    evaluate: from the side of the images, in pixels, to accuracy and speed.
+    """
+    for size in sizes:
+        yield Row(
+            size=size,
+            flops=complexity(network, size, in_chans=in_chans).flops,
+            paper_flops=paper_flops(name, size),
+            result=evaluate(size),
+        )
+
+
+def paper_flops(name: str, size: int) -> str | None:
+    """What the papers print for a network at an image size, in 1e9 multiply-accumulates."""
+    found = (row.flops for row in ROWS if row.model == name and row.img_size == size and not row.attention)
+    return next(found, None)
+
+
+def plot_resolutions(rows: Sequence[Row], title: str, path: str | Path | None = None) -> Figure:
+    """Draw top-1 and top-5, FLOPs and speed over the image size.
+
+    path: where to save the picture, if given; its suffix (.png, .svg, .pdf) decides the format.
+
+    Returns the matplotlib figure, which belongs to no window. Raises ImportError if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot_resolutions needs matplotlib: pip install 'ganglion[viz]'") from error
+
+    sizes = [row.size for row in rows]
+    figure = Figure(figsize=(10.5, 3.4), dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    accuracy, flops, speed = figure.subplots(1, 3)
+    accuracy.plot(sizes, [row.result.top1 for row in rows], "o-", label="top-1")
+    accuracy.plot(sizes, [row.result.top5 for row in rows], "o--", label="top-5")
+    accuracy.set_ylabel("accuracy / %")
+    flops.plot(sizes, [row.flops / 1e9 for row in rows], "o-", label="measured")
+    printed = [(row.size, float(row.paper_flops)) for row in rows if row.paper_flops is not None]
+    if printed:
+        flops.plot(*zip(*printed, strict=True), "x", color="black", label="paper")
+    flops.set_ylabel("FLOPs / G")
+    speed.plot(sizes, [row.result.images_per_second for row in rows], "o-")
+    speed.set_ylabel("images/s, reading included")
+    for axes in (accuracy, flops, speed):
+        axes.set_xlabel("image size / pixels")
+        axes.set_xticks(sizes)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    if path is not None:
+        figure.savefig(path)
+    return figure

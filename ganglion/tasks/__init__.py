@@ -1,0 +1,1 @@
+"""What networks are trained for, and how they are measured and loaded."""

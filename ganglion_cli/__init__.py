@@ -1,0 +1,41 @@
+"""`ganglion`, the command. A verb is a module with `add_arguments(parser)` and `run(args) -> int`.
+
+Verbs import what they need when they run, so that help and errors in the arguments come at once. For the same
+reason this package lies beside `ganglion`, whose import brings PyTorch and timm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import backends, fit, info, predict, validate
+
+VERBS = {"fit": fit, "validate": validate, "predict": predict, "info": info, "backends": backends}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit status; arguments that make no sense exit with status 2 and say why."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv[:1] == ["fit"]:
+            return fit.main(argv[1:])
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except BrokenPipeError:
+        # The reader of our output, `head` for example, has seen enough.
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ganglion", description="VMamba and SparX: backbones that scan.")
+    verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
+    for name, module in VERBS.items():
+        summary = (module.__doc__ or "").partition("\n")[0]
+        verb = verbs.add_parser(name, help=summary, description=summary)
+        if module is not fit:  # it reads its own arguments
+            module.add_arguments(verb)
+            verb.set_defaults(run=module.run, parser=verb)
+    return parser

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ..data import Batch, Broken
 from .metrics import Counts
+
+if TYPE_CHECKING:
+    from ..data import Batch, Broken
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from ..errors import unknown
 from ..models import Backbone, CheckpointError, load_checkpoint
 from ..models.checkpoint import _read
 
-#: What timm raises over a folder: JSON, names, arguments of the network and weights go wrong in their own ways.
-_WRONG_FOLDER = (
+#: What timm raises over weights and their folders: files, JSON, names, arguments go wrong in their own ways.
+_TIMM_ERRORS = (
     AttributeError,
     KeyError,
     OSError,
@@ -142,15 +142,16 @@ def _labels(names: Any, classes: int) -> list[str] | None:
 
 
 def _published(model: str) -> LoadedModel:
-    cfg = timm.get_pretrained_cfg(model)
-    if cfg is None or not cfg.has_weights:
-        raise CheckpointError(f"no published weights of {model} are known: expected a checkpoint")
     try:
-        network = timm.create_model(model, pretrained=True)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        cfg = timm.get_pretrained_cfg(model)
+        known = cfg is not None and cfg.has_weights
+        network = timm.create_model(model, pretrained=True) if known else None
+    except _TIMM_ERRORS as error:
         raise CheckpointError(
             f"cannot load the published weights of {model} ({_first_line(error)}): expected a checkpoint"
         ) from error
+    if network is None:
+        raise CheckpointError(f"no published weights of {model} are known: expected a checkpoint")
     return _loaded(network, "its published weights")
 
 
@@ -175,7 +176,7 @@ def _exported(checkpoint: str | os.PathLike[str]) -> Path | None:
 def _from_folder(folder: Path) -> LoadedModel:
     try:
         network = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except _WRONG_FOLDER as error:
+    except _TIMM_ERRORS as error:
         raise CheckpointError(
             f"cannot load the exported network in {str(folder)!r}: {_first_line(error)}"
         ) from error

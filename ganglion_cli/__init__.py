@@ -7,6 +7,7 @@ reason this package lies beside `ganglion`, whose import brings PyTorch and timm
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,11 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["fit"]:
             return fit.main(argv[1:])
         args = _parser().parse_args(argv)
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
-        # The reader of our output, `head` for example, has seen enough.
-        sys.stderr.close()
+        # The reader of our output, `head` for example, has seen enough. What is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

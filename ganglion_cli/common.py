@@ -53,7 +53,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fail(args: argparse.Namespace, error: object) -> NoReturn:
     """Say what is wrong with what the arguments name, and exit with status 2."""
-    args.parser.exit(2, f"{args.parser.prog}: error: {error}\n")
+    print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def pick_device(args: argparse.Namespace) -> torch.device:

@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 from safetensors import SafetensorError
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config, resolve_model_data_config
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import nn
 
 from ..errors import unknown
@@ -111,10 +111,6 @@ def _loaded(
     class_names: list[str] | None = None,
 ) -> LoadedModel:
     cfg: Any = network.pretrained_cfg
-    if data_config is None:
-        data_config = resolve_model_data_config(network)
-    else:
-        data_config = resolve_data_config(pretrained_cfg=data_config)
     classes: int = network.num_classes  # pyright: ignore
     if class_names is None:
         class_names = _labels(cfg.get("label_names"), classes)
@@ -126,7 +122,7 @@ def _loaded(
     return LoadedModel(
         name=name,
         network=network.eval(),
-        data_config=data_config,
+        data_config=resolve_model_data_config(network, pretrained_cfg=data_config),
         class_names=class_names,
         description=f"{name}, {classes} classes, from {source}",
     )

@@ -183,7 +183,7 @@ def test_contradictions(folder, tmp_path):
 
 
 def test_names(tmp_path):
-    with pytest.raises(ValueError, match="'vmamba_nanoo'. Did you mean 'vmamba_nano'"):
+    with pytest.raises(ValueError, match=r"'vmamba_nanoo'\. Did you mean 'vmamba_nano'"):
         load_model("vmamba_nanoo", tmp_path)
     torch.save({"model": network().state_dict()}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth' does not say which network it holds"):

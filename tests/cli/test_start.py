@@ -1,0 +1,95 @@
+"""What the command does before it does anything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from ganglion_cli import VERBS, main
+
+SLOW = ("torch", "torchvision", "timm", "lightning", "matplotlib", "numpy", "ganglion")
+
+
+def python(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["--help"], 0),
+        (["predict", "--help"], 0),
+        (["validate", "--help"], 0),
+        (["info", "--help"], 0),
+        (["backends", "--help"], 0),
+        (["predict", "a.jpg", "--top-k", "0"], 2),
+        (["predict", "there/is/no/picture.jpg", "--checkpoint", "model"], 2),
+        (["validate", "--data", "images"], 2),
+        (["info"], 2),
+        (["prdict"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_help_and_errors_in_arguments_come_without_the_libraries(argv, status):
+    code = f"""
+import sys
+from ganglion_cli import main
+try:
+    main({argv!r})
+except SystemExit as stop:
+    loaded = [name for name in {SLOW!r} if name in sys.modules]
+    print(*loaded, file=sys.stderr)
+    print("stopped", stop.code)
+"""
+    done = python("-c", code)
+    assert done.stdout.splitlines()[-1] == f"stopped {status}", done.stderr
+    assert done.stderr.splitlines()[-1] == "", f"imported: {done.stderr}"
+
+
+def test_help_lists_every_verb(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert list(VERBS) == ["fit", "validate", "predict", "info", "backends"]
+    for name, module in VERBS.items():
+        assert f"    {name} " in out
+        assert module.__doc__.split()[0] in out
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--config", "a.yaml", "--model.name=x", "--", "-v"]])
+def test_fit_gets_its_arguments_as_they_are(monkeypatch, argv):
+    seen = []
+    fit = types.ModuleType("ganglion.tasks.fit")
+    fit.main = lambda argv: seen.append(argv) or 7
+    monkeypatch.setitem(sys.modules, "ganglion.tasks.fit", fit)
+    assert main(["fit", *argv]) == 7
+    assert seen == [argv]
+
+
+@pytest.mark.parametrize("name", ["lightning", "jsonargparse"])
+def test_fit_says_what_is_not_installed(name):
+    code = f"import sys; sys.modules[{name!r}] = None; from ganglion_cli import main; sys.exit(main(['fit']))"
+    done = python("-c", code)
+    assert done.returncode == 2
+    assert done.stderr == f"ganglion fit: error: {name} not installed: pip install 'ganglion[train]'\n"
+
+
+@pytest.mark.parametrize("package", ["ganglion", "ganglion_cli"])
+def test_as_a_module(package):
+    done = python("-m", package, "backends")
+    assert done.returncode == 0 and "torch    available" in done.stdout
+    done = python("-m", package, "predict")
+    assert done.returncode == 2 and "ganglion predict: error: the following arguments" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough():
+    """`ganglion backends | true`: what is written when the interpreter ends counts too."""
+    argv = [sys.executable, "-m", "ganglion_cli", "backends"]
+    env = os.environ | {"PYTHONUNBUFFERED": ""}
+    command = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    command.stdout.close()
+    assert (command.stderr.read(), command.wait(timeout=120)) == ("", 0)

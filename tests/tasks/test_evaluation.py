@@ -1,0 +1,87 @@
+"""Evaluation against a loop written by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from ganglion.data import Batch, Broken
+from ganglion.tasks.evaluation import evaluate
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return timm.create_model("test_vmamba", num_classes=7).eval()
+
+
+@pytest.fixture
+def batches(network):
+    """Of 5, 5 and 2 images. Two do not count; the network is right about at least one."""
+    torch.manual_seed(1)
+    broken = [Broken("a.jpg", "empty"), Broken("b.jpg", "truncated")]
+    sizes = ((5, []), (5, broken), (2, []))
+    found = [Batch(torch.randn(n, 3, 40, 48), torch.randint(7, (n,)), list(lost)) for n, lost in sizes]
+    found[1].targets[1:3] = -1
+    found[2].targets[0] = network(found[2].images).argmax(1)[0]
+    return found
+
+
+def by_hand(network, batches) -> tuple[int, int, int, float]:
+    images = top1 = top5 = 0
+    loss = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            for image, target in zip(batch.images, batch.targets, strict=True):
+                if target == -1:
+                    continue
+                logits = network(image[None])[0]
+                images += 1
+                top1 += int(logits.argmax() == target)
+                top5 += int(target in logits.argsort(descending=True)[:5])
+                loss += F.cross_entropy(logits[None].double(), target[None]).item()
+    return images, top1, top5, loss
+
+
+def test_counts_of_a_loop_written_by_hand(network, batches):
+    result = evaluate(network, batches)
+    images, top1, top5, loss = by_hand(network, batches)
+    assert 0 < top1 < top5 < images == 10
+    assert (result.images, result.skipped) == (images, 2)
+    assert (result.top1, result.top5) == (100 * top1 / images, 100 * top5 / images)
+    assert result.loss == pytest.approx(loss / images, rel=1e-5)
+    assert result.images_per_second > 0
+    assert [b.name for b in result.broken] == ["a.jpg", "b.jpg"]
+
+
+def test_mixed_precision_and_memory_format(network, batches):
+    seen = []
+    hook = network.stem.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    plain = evaluate(network, batches)
+    mixed = evaluate(network, batches, amp=torch.bfloat16, channels_last=True)
+    hook.remove()
+    assert seen == [False] * 3 + [True] * 3
+    assert mixed.loss == pytest.approx(plain.loss, rel=0.03) and mixed.loss != plain.loss
+
+
+def test_progress_sees_the_sums_grow(network, batches):
+    seen = []
+    evaluate(network, batches, progress=lambda counts: seen.append(counts.images))
+    assert seen == [5, 8, 10]
+
+
+def test_nothing_to_count(network, batches):
+    batches[1].targets[:] = -1
+    result = evaluate(network, batches[1:2])
+    assert (result.images, result.skipped) == (0, 2) and math.isnan(result.top1)
+
+
+def test_train_mode_is_refused(network, batches):
+    with pytest.raises(ValueError, match=r"train mode: call eval\(\)"):
+        evaluate(network.train(), batches)

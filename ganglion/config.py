@@ -33,3 +33,9 @@ def override(config: Any, kwargs: dict[str, Any]) -> Any:
     """`config` with the fields named in `kwargs` replaced; those entries are removed from `kwargs`."""
     names = [f.name for f in dataclasses.fields(config) if f.name in kwargs]
     return dataclasses.replace(config, **{name: kwargs.pop(name) for name in names})
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError, naming the field and its value, unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}: expected a number from {low:g} to {high:g}")

@@ -1,0 +1,247 @@
+"""Networks of equal size on CIFAR-10: run what has not been run, then print the tables.
+
+    python experiments/cifar10/run.py --data DIR [--tables main] [--seeds 3] [--jobs 2] [--setting small]
+
+Every run is a `ganglion fit` of recipe.yaml in a process of its own, on one core. A finished run is a row of
+results.csv and is not run again; an interrupted one goes on from its last checkpoint. DIR holds cifar10_train.npz and
+cifar10_test.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.csv"
+COLUMNS = (
+    "setting", "table", "row", "seed", "params", "mflops", "epochs", "train_images",
+    "top1", "top5", "val_loss", "train_loss", "train_seconds", "wall_seconds", "memory_gib", "date", "torch", "machine",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A network of a table: its name in timm's registry and the arguments that make it this row."""
+
+    name: str
+    model: str
+    args: dict = field(default_factory=dict)
+
+
+#: A network of timm's with the same number of parameters and of layers.
+_CONVNEXT = {"depths": [1, 1, 6, 1], "dims": [32, 64, 128, 244]}
+
+TABLES: dict[str, list[Row]] = {
+    # Do the connections help? Equal parameters, equal images.
+    "main": [
+        Row(name="sparx_mamba_nano", model="sparx_mamba_nano"),
+        Row(name="sparx_mamba_nano_plain", model="sparx_mamba_nano_plain"),
+        Row(name="vmamba_nano", model="vmamba_nano"),
+        Row(name="sparx_swin_nano", model="sparx_swin_nano"),
+        Row(name="sparx_swin_nano_plain", model="sparx_swin_nano_plain"),
+        Row(name="convnext (timm)", model="convnext_atto", args=_CONVNEXT),
+    ],
+    # SparX's Table 7 in small: in the third stage (5 layers), the stride S and the window M.
+    "stride-window": [
+        Row(name=f"S={s} M={m}", model="sparx_mamba_nano", args={"stride": [1, 1, s, 1], "window": m})
+        for s, m in ((1, 1), (1, 3), (2, 1), (2, 3), (3, 3))
+    ],
+    # VMamba's Table 5 in small.
+    "scan": [
+        Row(name=scan, model="vmamba_nano", args={"scan": scan})
+        for scan in ("unidi", "bidi", "cascade2d", "cross2d")
+    ],
+}
+
+#: Images, epochs, and what else a setting changes. `gpu` is the larger one.
+SETTINGS: dict[str, list[str]] = {
+    "small": [],
+    "gpu": [
+        "--data.train_limit=null", "--data.batch_size=256", "--data.workers=8", "--trainer.max_epochs=200",
+        "--trainer.accelerator=gpu", "--trainer.precision=bf16-mixed", "--schedule.warmup_epochs=10",
+        "--data.augmentation.auto_augment=rand-m9-mstd0.5-inc1", "--model.mixing.cutmix=1.0", "--ema.decay=0.9998",
+    ],
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    setting: str
+    table: str
+    row: Row
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.setting, self.table, self.row.name, str(self.seed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the npz files")
+    parser.add_argument("--tables", nargs="+", default=["main"], choices=list(TABLES))
+    parser.add_argument("--setting", default="small", choices=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--output", type=Path, default=Path("outputs/experiments/cifar10"))
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no run after so many minutes"
+    )
+    parser.add_argument(
+        "--print", action="store_true", dest="only_print", help="print the tables, run nothing"
+    )
+    args = parser.parse_args()
+    if not args.only_print:
+        if not (args.data / "cifar10_train.npz").is_file():
+            parser.error(f"--data {args.data}: expected a folder with cifar10_train.npz and cifar10_test.npz")
+        runs = [
+            Run(setting=args.setting, table=table, row=row, seed=seed)
+            for table in args.tables
+            for seed in range(args.seeds)
+            for row in TABLES[table]
+        ]
+        if not run_all(runs, args):
+            return 1
+    print_tables()
+    return 0
+
+
+def run_all(runs: list[Run], args: argparse.Namespace) -> bool:
+    """Do what has no result yet, `--jobs` at a time. Returns whether nothing failed."""
+    done = {tuple(row[c] for c in ("setting", "table", "row", "seed")) for row in read_results()}
+    waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    for run in runs:
+        if run.key not in done:
+            waiting.put(run)
+    print(f"{len(runs)} runs, {waiting.qsize()} of them to do", flush=True)
+    lock, failed, end = threading.Lock(), [], time.monotonic() + 60 * args.minutes
+
+    def work() -> None:
+        while time.monotonic() < end:
+            try:
+                run = waiting.get_nowait()
+            except queue.Empty:
+                return
+            result = fit(run, args)
+            with lock:
+                if result is None:
+                    failed.append(run)
+                else:
+                    add_result(result)
+
+    workers = [threading.Thread(target=work) for _ in range(args.jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return not failed
+
+
+def fit(run: Run, args: argparse.Namespace) -> dict | None:
+    """One `ganglion fit`. Returns its row of results.csv, or None, with the end of its output printed, if it failed."""
+    name = f"{run.setting}/{run.table}/{run.row.name}/seed{run.seed}"
+    folder = args.output / name.replace(" ", "_").replace(",", "")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "ganglion", "fit", f"--config={HERE / 'recipe.yaml'}", *SETTINGS[run.setting],
+        f"--output={folder}", f"--data.root={args.data}", f"--seed_everything={run.seed}",
+        f"--model.name={run.row.model}",
+    ]  # fmt: skip
+    if run.row.args:
+        command.append(f"--model.model_args={run.row.args}")
+    environment = dict(os.environ)
+    if run.setting == "small":
+        environment |= {"OMP_NUM_THREADS": "1"}
+    start = time.perf_counter()
+    with open(folder / "output.txt", "a") as output:
+        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
+    seconds = time.perf_counter() - start
+    if status:
+        tail = (folder / "output.txt").read_text()[-2000:]
+        print(f"{name}: exit status {status}\n{tail}", flush=True)
+        return None
+    rows = list(csv.DictReader(open(folder / "log.csv", newline="")))
+    result = describe(run, folder) | {
+        "epochs": rows[-1]["epoch"],
+        "top1": rows[-1]["val/top1"],
+        "top5": rows[-1]["val/top5"],
+        "val_loss": rows[-1]["val/loss"],
+        "train_loss": rows[-1]["train/loss"],
+        "train_seconds": round(sum(float(row["train_seconds"]) for row in rows), 1),
+        "wall_seconds": round(seconds, 1),
+        "memory_gib": rows[-1]["memory_gib"],
+    }
+    print(f"{name}: top-1 {float(result['top1']):.2f} % in {seconds / 60:.1f} min", flush=True)
+    return result
+
+
+def describe(run: Run, folder: Path) -> dict:
+    """What the run was of, and where."""
+    import timm
+    import torch
+    import yaml
+
+    from ganglion.analysis.complexity import complexity
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    cost = complexity(
+        timm.create_model(run.row.model, num_classes=10, device="meta", **run.row.args), (32, 32)
+    )
+    machine = f"{platform.machine()}, 1 core" if run.setting == "small" else torch.cuda.get_device_name()
+    return {
+        "setting": run.setting, "table": run.table, "row": run.row.name, "seed": run.seed,
+        "params": cost.params, "mflops": round(cost.flops / 1e6, 3),
+        "train_images": config["data"]["train_limit"] or 50000,
+        "date": date.today().isoformat(), "torch": torch.__version__, "machine": machine,
+    }  # fmt: skip
+
+
+def read_results() -> list[dict[str, str]]:
+    if not RESULTS.exists():
+        return []
+    with open(RESULTS, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add_result(result: dict) -> None:
+    new = not RESULTS.exists()
+    with open(RESULTS, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(result)
+
+
+def print_tables() -> None:
+    """Mean and standard deviation over the seeds, as Markdown."""
+    results = read_results()
+    for setting, table in dict.fromkeys((row["setting"], row["table"]) for row in results):
+        rows = [row for row in results if (row["setting"], row["table"]) == (setting, table)]
+        print(f"\n{table}, {setting}: {rows[0]['train_images']} images, {rows[0]['epochs']} epochs\n")
+        print("| network | params M | MFLOPs | seeds | top-1 % | training min |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for name in dict.fromkeys(row["row"] for row in rows):
+            of = [row for row in rows if row["row"] == name]
+            top1 = [float(row["top1"]) for row in of]
+            spread = f" +- {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+            minutes = statistics.mean(float(row["train_seconds"]) for row in of) / 60
+            print(
+                f"| {name} | {int(of[0]['params']) / 1e6:.3f} | {float(of[0]['mflops']):.2f} | {len(of)} "
+                f"| {statistics.mean(top1):.2f}{spread} | {minutes:.1f} |"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

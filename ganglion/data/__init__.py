@@ -1,0 +1,24 @@
+"""Images with labels: sources, augmentation, batches."""
+
+from .broken import BrokenCounter
+from .decode import BrokenImage, open_image
+from .loader import eval_loader, train_loader
+from .source import ImageSource, open_dataset
+from .transforms import Augmentation, eval_transform, train_transform
+from .types import Batch, Broken, DataError
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Broken",
+    "BrokenCounter",
+    "BrokenImage",
+    "DataError",
+    "ImageSource",
+    "eval_loader",
+    "eval_transform",
+    "open_dataset",
+    "open_image",
+    "train_loader",
+    "train_transform",
+]

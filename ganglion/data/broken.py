@@ -1,0 +1,35 @@
+"""Counts the images that could not be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .types import Broken, DataError
+
+
+class BrokenCounter:
+    """Broken images by name; more than the share `limit` of all is an error."""
+
+    def __init__(self, limit: float):
+        self.limit = limit
+        self._found: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, found: Iterable[Broken]) -> None:
+        self._found.update((broken.name, broken.reason) for broken in found)
+
+    def check(self, total: int) -> None:
+        """Raise DataError if more than the allowed share of `total` images is broken."""
+        if len(self) > self.limit * total:
+            raise DataError(
+                f"{len(self)} of {total} images ({len(self) / total:.2%}) cannot be used, more than the allowed "
+                f"{self.limit:.2%}: {self.report(3)}"
+            )
+
+    def report(self, most: int = 20) -> str:
+        """How many, and the first of them."""
+        lines = [f"  {name}: {reason}" for name, reason in list(self._found.items())[:most]]
+        more = [f"  and {len(self) - most} more"] if len(self) > most else []
+        return "\n".join([f"{len(self)} broken images", *lines, *more])

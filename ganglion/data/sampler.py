@@ -1,0 +1,87 @@
+"""Which images a batch holds: a function of seed, epoch and position, and of nothing else.
+
+A key is `(index, seed)`: the image, and what its augmentation draws its random numbers from. Every rank computes the
+same order and takes its part of every global batch, so the order does not depend on how many ranks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+Key = tuple[int, int]
+
+
+class TrainSampler(Sampler[Key]):
+    """A permutation of the images for each epoch; global batch b is its b-th piece of `batch_size * world_size`.
+
+    batch_size: of a rank. start_batch: where the first epoch begins. The images that fill no global batch are left out.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int = 0,
+        start_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.epoch, self.start_batch = epoch, start_batch
+        self.rank, self.world_size = rank, world_size
+
+    @property
+    def batches(self) -> int:
+        return self.length // (self.batch_size * self.world_size)
+
+    def __len__(self) -> int:
+        """Images of this rank in a whole epoch, also where the first one begins in its middle."""
+        return self.batches * self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.start_batch = epoch, 0
+
+    def __iter__(self) -> Iterator[Key]:
+        stream = np.random.SeedSequence([self.seed, self.epoch])
+        generator = torch.Generator().manual_seed(int(stream.generate_state(1)[0]))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        seeds = stream.spawn(1)[0].generate_state(self.length).tolist()  # one for every position
+        whole = self.batch_size * self.world_size
+        for batch in range(self.start_batch, self.batches):
+            first = batch * whole + self.rank * self.batch_size
+            for position in range(first, first + self.batch_size):
+                yield order[position], seeds[position]
+
+
+class EvalSampler(Sampler[Key]):
+    """Every image once, spread over the ranks batch by batch; all ranks get equally many batches of equal size.
+
+    What fills up the last ones has the index -1 and must not be counted.
+    """
+
+    def __init__(self, length: int, *, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.length, self.batch_size, self.rank, self.world_size = length, batch_size, rank, world_size
+        whole = batch_size * world_size
+        self.batches = -(-length // whole)
+
+    def __len__(self) -> int:
+        return self._per_rank(self.batches - 1) + (self.batches - 1) * self.batch_size if self.batches else 0
+
+    def _per_rank(self, batch: int) -> int:
+        """Images of a rank in a batch: fewer in the last one, but the same number on every rank."""
+        left = self.length - batch * self.batch_size * self.world_size
+        return min(self.batch_size, -(-left // self.world_size))
+
+    def __iter__(self) -> Iterator[Key]:
+        for batch in range(self.batches):
+            size = self._per_rank(batch)
+            first = batch * self.batch_size * self.world_size + self.rank * size
+            for index in range(first, first + size):
+                yield (index if index < self.length else -1), 0

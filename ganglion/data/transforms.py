@@ -1,0 +1,126 @@
+"""What happens to an image between its file and its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp, auto_augment_transform, posterize, rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torchvision import transforms as T
+
+from ..config import check_literals, check_range
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Augmentation of training images, by timm's transforms.
+
+    Args:
+        crop: how the crop is chosen: timm's random resized crop and its relatives, or "pad": zeros around the image, then
+            a crop of the full size, as is common for images of 32 pixels.
+        pad: pixels around the image, for crop "pad".
+        scale: range of the crop's share of the area.
+        ratio: range of the crop's aspect ratio.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        color_jitter: strength of changes in brightness, contrast and saturation; without effect with `auto_augment`.
+        auto_augment: timm's policy, e.g. rand-m9-mstd0.5-inc1. null: none.
+        interpolation: of the resized crop.
+        re_prob: probability of random erasing.
+        re_mode: what erased pixels become: black, one random colour, a random colour each.
+        re_count: the most rectangles that are erased.
+    """
+
+    crop: Literal["rrc", "rkrc", "rkrr", "pad"] = "rrc"
+    pad: int = 4
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float | None = None
+    auto_augment: str | None = None
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    re_prob: float = 0.0
+    re_mode: Literal["const", "rand", "pixel"] = "pixel"
+    re_count: int = 1
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        for name in ("hflip", "vflip", "re_prob"):
+            check_range(f"Augmentation.{name}", getattr(self, name), 0, 1)
+
+
+def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> Transform:
+    """Training transform: image -> (C, H, W) float32, normalised. data_config: as timm resolves it."""
+    a, size = augmentation, tuple(data_config["input_size"])
+    if a.crop != "pad":
+        transform: Any = create_transform(
+            size,
+            is_training=True,
+            train_crop_mode=a.crop,
+            scale=a.scale,
+            ratio=a.ratio,
+            hflip=a.hflip,
+            vflip=a.vflip,
+            color_jitter=a.color_jitter,  # pyright: ignore
+            auto_augment=a.auto_augment,
+            interpolation=a.interpolation,
+            mean=data_config["mean"],
+            std=data_config["std"],
+            re_prob=a.re_prob,
+            re_mode=a.re_mode,
+            re_count=a.re_count,
+        )
+        return _keep_a_bit(transform)
+    mean, std = data_config["mean"], data_config["std"]
+    steps: list[Any] = [
+        T.RandomCrop(size[1:], padding=a.pad, pad_if_needed=True),
+        T.RandomHorizontalFlip(a.hflip),
+        T.RandomVerticalFlip(a.vflip),
+    ]
+    if a.auto_augment is not None:
+        fill = {"translate_const": 100, "img_mean": tuple(round(255 * m) for m in mean)}
+        make = rand_augment_transform if a.auto_augment.startswith("rand") else auto_augment_transform
+        steps.append(make(a.auto_augment, fill))
+    elif a.color_jitter:
+        steps.append(T.ColorJitter(*[a.color_jitter] * 3))
+    steps += [T.ToTensor(), T.Normalize(mean, std)]
+    if a.re_prob:
+        steps.append(RandomErasing(a.re_prob, mode=a.re_mode, max_count=a.re_count, device="cpu"))
+    return _keep_a_bit(T.Compose(steps))
+
+
+def _keep_a_bit(transform: T.Compose) -> T.Compose:
+    """Stop timm's increasing posterization at one bit: at full strength it asks for none, which Pillow refuses."""
+    for step in transform.transforms:
+        for op in getattr(step, "ops", ()):
+            if isinstance(op, AugmentOp) and op.aug_fn is posterize:
+                op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
+    return posterize(image, max(1, bits), **kwargs)
+
+
+def eval_transform(data_config: dict[str, Any], size: int | None = None) -> Transform:
+    """Evaluation transform: resize to size / crop_pct, cut the centre out, normalise.
+
+    size: another side than the data_config's, with the same crop_pct.
+    """
+    channels, *side = data_config["input_size"]
+    return create_transform(  # pyright: ignore
+        (channels, *([size, size] if size is not None else side)),
+        interpolation=data_config["interpolation"],
+        mean=data_config["mean"],
+        std=data_config["std"],
+        crop_pct=data_config["crop_pct"],
+        crop_mode=data_config.get("crop_mode"),
+    )

@@ -1,0 +1,328 @@
+"""Image classification: any timm network, trained with mixing of images, evaluated by top-1 and top-5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup, resolve_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..config import check_literals, check_range
+from ..data import (
+    Augmentation,
+    Batch,
+    eval_loader,
+    eval_transform,
+    open_dataset,
+    train_loader,
+    train_transform,
+)
+from ..errors import unknown
+from .metrics import Counts
+from .optimization import OptimizerConfig, ScheduleConfig
+from .task import Task, TrainingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixingConfig:
+    """Mixup and CutMix over a batch, as timm does them.
+
+    Args:
+        mixup: alpha of mixup's beta distribution. 0: none.
+        cutmix: alpha of CutMix's. 0: none.
+        prob: probability of mixing at all.
+        switch_prob: probability of CutMix where both are on.
+        mode: one draw per batch, per pair of images, or per image.
+        off_epoch: mix no more from this epoch on. null: to the end.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    mode: Literal["batch", "pair", "elem"] = "batch"
+    off_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        check_range("MixingConfig.prob", self.prob, 0, 1)
+        check_range("MixingConfig.switch_prob", self.switch_prob, 0, 1)
+
+    @property
+    def active(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class Classification(Task):
+    """A timm network and its loss.
+
+    Args:
+        name: a network of this library or of timm, or `local-dir:FOLDER` of an exported one.
+        num_classes: classes. null: those of the data.
+        in_chans: channels of the images.
+        pretrained: begin with the network's published weights (downloaded if they are not on this machine).
+        weights: begin with the weights of this file: a published checkpoint, or an exported model.safetensors. A
+            classifier of other classes is left out.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block. null: the network's own.
+        model_args: further arguments of the network, e.g. {scan: bidi}.
+        mixing: mixup and CutMix.
+        label_smoothing: share of the label that goes to all classes alike.
+        class_weights: weight of every class in the loss. null: all 1.
+        optimizer: see `optimizer`.
+        schedule: see `schedule`.
+        seed: see `seed_everything`.
+        grad_checkpointing: recompute blocks in the backward pass instead of keeping their activations.
+        channels_last: keep images and weights in channels-last memory.
+        compile: torch.compile the network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int | None = None,
+        in_chans: int = 3,
+        pretrained: bool = False,
+        weights: str | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float | None = None,
+        model_args: dict[str, Any] | None = None,
+        mixing: MixingConfig = MixingConfig(),
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        seed: int = 0,
+        grad_checkpointing: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
+    ):
+        super().__init__(
+            optimizer=optimizer,
+            schedule=schedule,
+            seed=seed,
+            grad_checkpointing=grad_checkpointing,
+            channels_last=channels_last,
+            compile=compile,
+        )
+        if not name.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(name):
+            raise ValueError("model.name: " + unknown("model", name, timm.list_models()))
+        check_range("model.label_smoothing", label_smoothing, 0, 1)
+        self.name, self.num_classes, self.in_chans = name, num_classes, in_chans
+        self.pretrained, self.weights = pretrained, weights
+        self.model_args = dict(model_args or {})
+        if drop_rate:
+            self.model_args["drop_rate"] = drop_rate
+        if drop_path_rate is not None:
+            self.model_args["drop_path_rate"] = drop_path_rate
+        self.mixing, self.label_smoothing = mixing, label_smoothing
+        weights_C = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights_C, persistent=False)
+        self._mix: Mixup | None = None
+        self._counts = Counts()
+
+    def build(self) -> nn.Module:
+        data: ClassificationData = self.trainer.datamodule  # pyright: ignore
+        if self.num_classes is None:
+            self.num_classes = data.num_classes
+        data.source("train").check_classes(self.num_classes)
+        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
+            raise ValueError(
+                f"model.class_weights has {len(self.class_weights)} values: expected one for each of the "
+                f"{self.num_classes} classes"
+            )
+        if self.mixing.active:
+            self._mix = Mixup(
+                mixup_alpha=self.mixing.mixup,
+                cutmix_alpha=self.mixing.cutmix,
+                prob=self.mixing.prob,
+                switch_prob=self.mixing.switch_prob,
+                mode=self.mixing.mode,
+                label_smoothing=self.label_smoothing,
+                num_classes=self.num_classes,
+            )
+        network = timm.create_model(
+            self.name,
+            pretrained=self.pretrained,
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+            **self.model_args,
+        )
+        if self.weights is not None:
+            load_weights(network, self.weights)
+        return network
+
+    def description(self) -> dict[str, Any]:
+        data = self.trainer.datamodule
+        return {
+            "model": self.name,
+            "model_args": self.model_args | {"in_chans": self.in_chans},
+            "num_classes": self.num_classes,
+            "data_config": data.data_config(self.network),  # pyright: ignore
+            "class_names": data.class_names,  # pyright: ignore
+        }
+
+    def loss(self, batch: Batch) -> Tensor:
+        images, targets = batch.images, batch.targets
+        smoothing = self.label_smoothing
+        if self._mix is not None and (self.mixing.off_epoch is None or self.epoch < self.mixing.off_epoch):
+            images, targets = self._mix(images, targets)
+            smoothing = 0.0  # already in the mixed targets
+        logits = self(images)
+        return F.cross_entropy(logits.float(), targets, weight=self.class_weights, label_smoothing=smoothing)
+
+    def on_validation_epoch_start(self) -> None:
+        self._counts = Counts()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._counts.update(self(batch.images), batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        counts = self._counts.reduce()
+        found = {"val/top1": counts.top1, "val/top5": counts.top5, "val/loss": counts.loss}
+        self.log_dict(found, rank_zero_only=False)
+
+
+class ClassificationData(pl.LightningDataModule):
+    """Images with labels, read through timm.
+
+    Args:
+        root: folder of class folders (below a folder for each split), a tar file, shards, or npz arrays.
+        name: how timm reads it: "" for folders and tar files, "wds/...", "hfds/...", "hfids/...", "torch/...".
+        train_split: name of the training images' split.
+        val_split: name of the validation images' split. null: no validation.
+        batch_size: images per device and forward pass.
+        workers: processes per device that read and augment. 0: the main process does.
+        img_size: side of the images in pixels. null: the network's own.
+        crop_pct: evaluation resizes to img_size / crop_pct and cuts the centre out. null: the network's own.
+        mean: of every channel, of images from 0 to 1. null: the network's own.
+        std: likewise.
+        augmentation: of training images.
+        train_limit: use the first so many training images only.
+        val_limit: use the first so many validation images only.
+        num_samples: training images of a stream whose length nobody knows.
+        class_map: file of the class names in the order of their numbers, for folders. null: sorted.
+        max_broken: share of broken images, of those in a split, above which the run stops.
+        seed: see `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        name: str = "",
+        train_split: str = "train",
+        val_split: str | None = "validation",
+        batch_size: int = 128,
+        val_batch_size: int | None = None,
+        workers: int = 4,
+        img_size: int | None = None,
+        crop_pct: float | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  frozen
+        train_limit: int | None = None,
+        val_limit: int | None = None,
+        num_samples: int | None = None,
+        class_map: str | None = None,
+        max_broken: float = 0.01,
+        seed: int = 0,
+    ):
+        super().__init__()
+        check_range("data.max_broken", max_broken, 0, 1)
+        for field, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.{field} is {value}: expected at least 1")
+        self.root, self.reader, self.class_map = root, name, class_map
+        self.splits = {"train": train_split, "val": val_split}
+        self.limits = {"train": train_limit, "val": val_limit}
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
+        self.workers, self.num_samples, self.seed = workers, num_samples, seed
+        self.img_size, self.crop_pct, self.mean, self.std = img_size, crop_pct, mean, std
+        self.augmentation, self.max_broken = augmentation, max_broken
+        self._sources: dict[str, Any] = {}
+        self._place: dict[str, int] | None = None
+
+    def setup(self, stage: str) -> None:
+        self.source("train")
+        if self.splits["val"] is not None:
+            self.source("val")
+
+    def source(self, part: Literal["train", "val"]) -> Any:
+        """The images of a part, opened at the first call. Raises DataError where there are none."""
+        if part not in self._sources:
+            split = self.splits[part]
+            assert split is not None
+            self._sources[part] = open_dataset(
+                self.root,
+                split=split,
+                name=self.reader,
+                channels=self.trainer.lightning_module.in_chans,  # pyright: ignore
+                training=part == "train",
+                class_map=self.class_map,
+                limit=self.limits[part],
+                num_samples=self.num_samples if part == "train" else None,
+                seed=self.seed,
+                batch_size=self.batch_size,
+            )
+        return self._sources[part]
+
+    @property
+    def num_classes(self) -> int:
+        return self.source("train").num_classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.source("train").class_names
+
+    def data_config(self, network: nn.Module) -> dict[str, Any]:
+        """The network's preprocessing in timm's terms, with this data's own settings."""
+        args: dict[str, Any] = {"crop_pct": self.crop_pct, "mean": self.mean, "std": self.std}
+        args["in_chans"] = network.in_chans
+        if self.img_size is not None:
+            args["img_size"] = self.img_size
+        return resolve_data_config({k: v for k, v in args.items() if v is not None}, model=network)
+
+    def _network(self) -> nn.Module:
+        return self.trainer.lightning_module.network  # pyright: ignore
+
+    def train_dataloader(self) -> DataLoader:
+        task = self.trainer.lightning_module
+        if task.mixing.active and self.batch_size % 2:  # pyright: ignore
+            raise TrainingError(
+                f"data.batch_size is {self.batch_size}: mixing pairs images, expected an even number"
+            )
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = 0 if progress.is_last_batch else progress.current.ready
+        return train_loader(
+            self.source("train"),
+            train_transform(self.augmentation, self.data_config(self._network())),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch=task.epoch,  # pyright: ignore
+            start_batch=done,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            num_workers=self.workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        if self.splits["val"] is None:
+            return []
+        return eval_loader(
+            self.source("val"),
+            eval_transform(self.data_config(self._network())),
+            batch_size=self.val_batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            num_workers=self.workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )

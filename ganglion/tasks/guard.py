@@ -1,0 +1,67 @@
+"""Stops a run that cannot succeed: a loss that is no number, data that are broken beyond a stated share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..data import Broken, BrokenCounter
+from .task import Task
+
+
+class Guard(Callback):
+    """Looks at the losses and the broken images every `trainer.log_every_n_steps` steps and at the end of an epoch.
+
+    The broken images of each part are listed at the end of the first epoch that met them.
+    """
+
+    def __init__(self, max_broken: float):
+        self._counters = {part: BrokenCounter(max_broken) for part in ("train", "val")}
+        self._waiting: dict[str, list[Broken]] = {"train": [], "val": []}
+        self._reported = {"train": 0, "val": 0}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._waiting["train"] += batch.broken
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # pyright: ignore
+            assert isinstance(pl_module, Task)
+            pl_module.check_finite()
+            self._check(trainer, "train")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: Any,
+    ) -> None:
+        self._waiting["val"] += batch.broken
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, "val")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.check_finite()
+        self._check(trainer, "train")
+        for part, counter in self._counters.items():
+            if len(counter) > self._reported[part]:
+                self._reported[part] = len(counter)
+                if trainer.is_global_zero:
+                    print(f"{part}: {counter.report()}", flush=True)
+
+    def _check(self, trainer: Trainer, part: str) -> None:
+        """Count what all ranks have met since the last time; all of them call this."""
+        found = self._waiting[part]
+        if trainer.world_size > 1:
+            everyones: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(everyones, found)
+            found = [broken for ranks in everyones for broken in ranks]
+        self._waiting[part] = []
+        self._counters[part].add(found)
+        self._counters[part].check(len(trainer.datamodule.source(part)))  # pyright: ignore

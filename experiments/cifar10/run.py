@@ -172,7 +172,7 @@ def fit(run: Run, args: argparse.Namespace) -> dict | None:
         tail = (folder / "output.txt").read_text()[-2000:]
         print(f"{name}: exit status {status}\n{tail}", flush=True)
         return None
-    rows = list(csv.DictReader(open(folder / "log.csv", newline="")))
+    rows = read_csv(folder / "log.csv")
     result = describe(run, folder) | {
         "epochs": rows[-1]["epoch"],
         "top1": rows[-1]["val/top1"],
@@ -208,11 +208,13 @@ def describe(run: Run, folder: Path) -> dict:
     }  # fmt: skip
 
 
-def read_results() -> list[dict[str, str]]:
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="") as file:
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_results() -> list[dict[str, str]]:
+    return read_csv(RESULTS) if RESULTS.exists() else []
 
 
 def add_result(result: dict) -> None:

@@ -54,12 +54,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise CheckpointError(
                 f"cannot write the checkpoint {target}: {_reason(error)}. Earlier checkpoints are intact: "
                 + (", ".join(p.name for p in list_checkpoints(target.parent)) or "there are none")
             ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         _sync_folder(target.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict:

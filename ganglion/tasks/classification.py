@@ -24,6 +24,7 @@ from ..data import (
     train_transform,
 )
 from ..errors import unknown
+from ..models import load_checkpoint
 from .metrics import Counts
 from .optimization import OptimizerConfig, ScheduleConfig
 from .task import Task, TrainingError
@@ -156,7 +157,8 @@ class Classification(Task):
             **self.model_args,
         )
         if self.weights is not None:
-            load_weights(network, self.weights)
+            report = load_checkpoint(network, self.weights, strict=False)
+            print(f"{self.weights}: {len(report.loaded)} tensors loaded, {len(report.missing)} not in it")
         return network
 
     def description(self) -> dict[str, Any]:

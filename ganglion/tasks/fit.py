@@ -298,11 +298,8 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     if not isinstance(config, dict):
         return {prefix: config}
-    return {
-        k: v
-        for key, value in config.items()
-        for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
-    }
+    parts = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items())
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _tell(text: str) -> None:

@@ -85,26 +85,28 @@ class Progress(ProgressBar):
             if now - self._shown > 0.5:
                 self._shown = now
                 self._bar.n = batch_idx + 1
-                self._bar.set_postfix_str(self._state(trainer, pl_module))
+                self._bar.set_postfix_str(self._state(trainer, pl_module.mean_loss()))  # pyright: ignore
         elif now - self._shown > self.every_n_seconds:
             self._shown = now
             batches = f"batch {batch_idx + 1}/{trainer.num_training_batches}"
-            self.print(f"{self._title(trainer, pl_module)}, {batches}: {self._state(trainer, pl_module)}")
+            state = self._state(trainer, pl_module.mean_loss())  # pyright: ignore
+            self.print(f"{self._title(trainer, pl_module)}, {batches}: {state}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = 0.0
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        loss = pl_module.mean_loss(everywhere=True)  # pyright: ignore
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        self._write(trainer, pl_module, metrics)
+        self._write(trainer, pl_module, loss, metrics)
         if self._enabled:
             shown = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
             # By now the epoch counts as done.
             title = f"epoch {pl_module.epoch}/{trainer.max_epochs}"  # pyright: ignore
-            self.print(f"{title}: {self._state(trainer, pl_module)}{shown}")
+            self.print(f"{title}: {self._state(trainer, loss)}{shown}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._bar is not None:
@@ -128,7 +130,7 @@ class Progress(ProgressBar):
     def _rate(self) -> float:
         return self._images / max(self._seconds, 1e-9)
 
-    def _state(self, trainer: Trainer, task: Any) -> str:
+    def _state(self, trainer: Trainer, loss: float) -> str:
         lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         done = self._fraction(trainer)
         left = "?"
@@ -136,7 +138,7 @@ class Progress(ProgressBar):
             seconds = (time.monotonic() - self._started) * (1 - done) / (done - self._first)
             left = str(timedelta(seconds=round(seconds)))
         return (
-            f"loss {task.mean_loss():.4f}, lr {lr:.2e}, {self._rate():.0f} images/s, "
+            f"loss {loss:.4f}, lr {lr:.2e}, {self._rate():.0f} images/s, "
             f"{memory_gib(trainer):.2f} GiB, {left} left"
         )
 
@@ -145,12 +147,12 @@ class Progress(ProgressBar):
         """Share of the run's optimizer steps that are done."""
         return trainer.global_step / max(1, trainer.estimated_stepping_batches)
 
-    def _write(self, trainer: Trainer, task: Any, metrics: dict[str, float]) -> None:
+    def _write(self, trainer: Trainer, task: Any, loss: float, metrics: dict[str, float]) -> None:
         row = {
             "epoch": task.epoch,
             "step": trainer.global_step,
             "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
-            "train/loss": task.mean_loss(),
+            "train/loss": loss,
             **metrics,
             "images_per_second": round(self._rate(), 1),
             "memory_gib": round(memory_gib(trainer), 3),

@@ -147,7 +147,7 @@ class Task(pl.LightningModule):
         drawn = np.random.SeedSequence([self.seed, self.epoch, batch_idx, self.global_rank]).generate_state(1)
         seed = int(drawn[0])
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  timm's mixup draws from it
         torch.manual_seed(seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -159,8 +159,8 @@ class Task(pl.LightningModule):
         self._losses.clear()
         self._loss_sum = self._loss_count = 0.0
 
-    def mean_loss(self) -> float:
-        """Mean training loss of the epoch so far, on this rank.
+    def mean_loss(self, *, everywhere: bool = False) -> float:
+        """Mean training loss of the epoch so far: this rank's, or all ranks' if all of them ask `everywhere`.
 
         The losses wait on their device until somebody asks, so that training does not wait for each of them.
         """
@@ -169,7 +169,16 @@ class Task(pl.LightningModule):
             self._losses.clear()
             self._loss_sum += sum(losses)
             self._loss_count += len(losses)
-        return self._loss_sum / max(1.0, self._loss_count)
+        total, count = self._totals() if everywhere else (self._loss_sum, self._loss_count)
+        return total / max(1.0, count)
+
+    def _totals(self) -> tuple[float, float]:
+        """Sum and number of the losses of all ranks."""
+        if self.trainer.world_size == 1:
+            return self._loss_sum, self._loss_count
+        totals = torch.tensor([self._loss_sum, self._loss_count], dtype=torch.float64, device=self.device)
+        total, count = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        return total, count
 
     def check_finite(self) -> None:
         """Raise TrainingError, on all ranks, if any rank has met a loss that is not finite. To be called by all."""
@@ -190,10 +199,12 @@ class Task(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ganglion"] = self.description()
         self.mean_loss()
-        checkpoint["epoch_losses"] = {"sum": self._loss_sum, "count": self._loss_count}
+        total, count = self._totals()
+        checkpoint["epoch_losses"] = {"sum": total, "count": count}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._loss_sum, self._loss_count = (checkpoint["epoch_losses"][key] for key in ("sum", "count"))
+        losses, ranks = checkpoint["epoch_losses"], self.trainer.world_size
+        self._loss_sum, self._loss_count = losses["sum"] / ranks, losses["count"] / ranks
 
 
 def shard(network: nn.Module, mesh: Any) -> None:

@@ -63,7 +63,7 @@ def uninterrupted(tmp_path_factory):
     return folder / "data", losses, learnt(folder / "run"), (folder / "run" / "log.csv").read_text()
 
 
-# Before the first checkpoint, in the middle of an epoch, right before and after its end, twice in a run, in the last step.
+# Before the first checkpoint, within an epoch, right before and after its end, twice in a run, in the last step.
 @pytest.mark.parametrize("crashes", [(1,), (3,), (4,), (5,), (7, 5), (10,), (19,)], ids=str)
 def test_resumed_run_equals_uninterrupted(crashes, uninterrupted, tmp_path, monkeypatch):
     data, losses, expected, log = uninterrupted

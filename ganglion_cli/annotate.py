@@ -22,7 +22,10 @@ def annotate(picture: Image, predictions: Sequence[tuple[str, float]]) -> Image:
 
     width = max(picture.width, _NARROWEST)
     size = max(14, width // 36)
-    font = ImageFont.load_default(size)
+    try:
+        font = ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:  # Pillow's own font knows fewer letters
+        font = ImageFont.load_default(size)
     line, margin = round(1.5 * size), size // 2
     canvas = Image.new("RGB", (width, picture.height + line * len(predictions) + 2 * margin), _PAPER)
     canvas.paste(picture.convert("RGB"), ((width - picture.width) // 2, 0))

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from ganglion.tasks.loading import LoadedModel
 
 
+_EXAMPLES = """\
+examples:
+  ganglion predict photo.jpg --model vmamba_tiny_s1l8
+  ganglion predict holiday/ --checkpoint runs/one/model --top-k 3 --save annotated
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "paths",
         nargs="+",
@@ -129,7 +137,7 @@ def _predict(
             ranked = zip(top.values.tolist(), top.indices.tolist(), strict=True)
         for file, picture in zip(files[start : start + args.batch_size], opened, strict=True):
             if isinstance(picture, BrokenImage):
-                yield None, {"file": str(file), "error": picture.reason}
+                yield None, {"file": str(file), "error": str(picture)}
                 continue
             predictions = [
                 {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from ganglion.analysis.resolution import Row
+    from ganglion.data import Batch, Broken, ImageSource
     from ganglion.tasks.evaluation import Result
     from ganglion.tasks.loading import LoadedModel
 
@@ -41,7 +44,16 @@ _COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
 )
 
 
+_EXAMPLES = """\
+examples:
+  ganglion validate --checkpoint runs/one/model --data images
+  ganglion validate --model vmamba_tiny_s2l5 --checkpoint vssm_tiny.pth --data imagenet \\
+      --sizes 224,384,512,640,768,1024 --output sizes.csv --plot sizes.png
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
     add_model_arguments(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -60,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--class-map", metavar="FILE", help="names of the classes in the order of the model's outputs"
     )
-    data.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
+    data.add_argument("--limit", type=positive, metavar="N", help="at most N images")
     data.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images at a time (64)")
     data.add_argument("--workers", type=natural, metavar="N", help="processes that read images (up to 4)")
     size = parser.add_argument_group("image size")
@@ -93,48 +105,40 @@ def _sizes(text: str) -> list[int]:
 def run(args: argparse.Namespace) -> int:
     _check(args)
 
-    from ganglion.analysis.resolution import plot_resolutions, resolutions
     from ganglion.data import DataError
 
     device = pick_device(args)
     try:
         loaded, source = _load(args)
-    except (DataError, ValueError, OSError) as error:
+        places = None if args.class_map else _places(loaded.class_names, source.class_names)
+    except (ValueError, OSError) as error:
         fail(args, error)
-    measure = _measure(args, loaded, source, device)
-    crop_pct = loaded.data_config["crop_pct"]
+    about = {
+        "model": loaded.name,
+        "checkpoint": args.checkpoint,
+        "data": args.data,
+        "split": args.split,
+        "crop_pct": loaded.data_config["crop_pct"],
+        "amp": args.amp,
+        "device": str(device),
+    }
     if not args.json:
+        print(loaded.description)
         print(
-            f"{loaded.description}\n{args.data} ({args.split}), {len(source)} images, crop_pct {crop_pct:g}\n"
+            f"{len(source)} images of {args.data} ({args.split}), crop_pct {about['crop_pct']:g}\n",
+            flush=True,
         )
+    measure = _measure(args, loaded, source, places, device)
     try:
-        if args.sizes:
-            rows = []
-            _print_line(args, (title for title, _, _ in _COLUMNS))
-            channels = loaded.data_config["input_size"][0]
-            for row in resolutions(loaded.network, loaded.name, args.sizes, measure, in_chans=channels):
-                rows.append(row)
-                _print_line(args, (text(row) for _, _, text in _COLUMNS))
-                _write(args, [_record(row.size, row.result, row) for row in rows])
-            records, result = [_record(row.size, row.result, row) for row in rows], rows[0].result
-            if args.plot is not None:
-                plot_resolutions(rows, f"{loaded.name} on {args.data} ({args.split})", args.plot)
-        else:
-            result = measure(args.img_size)
-            size = args.img_size or " x ".join(map(str, loaded.data_config["input_size"][1:]))
-            records = [_record(size, result)]
-            _print_result(args, size, result)
-            _write(args, records)
-    except (ImportError, OSError) as error:
+        records, broken = (_over_sizes if args.sizes else _at_one_size)(args, loaded, measure)
+    except (DataError, OSError) as error:
         fail(args, error)
     if args.json:
-        about = {"model": loaded.name, "checkpoint": args.checkpoint, "data": args.data, "split": args.split}
-        about |= {"crop_pct": crop_pct, "amp": args.amp, "device": str(device)}
-        broken = [{"name": b.name, "reason": b.reason} for b in result.broken]
-        print(json.dumps(about | {"results": records, "broken": broken}, indent=2))
-    elif result.broken:
-        print("\nskipped, and not counted")
-        for b in result.broken:
+        listed = [{"name": b.name, "reason": b.reason} for b in broken]
+        print(json.dumps(about | {"results": records, "broken": listed}, indent=2))
+    elif broken:
+        print(f"\n{len(broken)} images could not be read, and are not counted")
+        for b in broken:
             print(f"  {b.name}: {b.reason}")
     return 0
 
@@ -147,12 +151,17 @@ def _check(args: argparse.Namespace) -> None:
         args.parser.error("expected --img-size or --sizes, not both")
     if args.plot and not args.sizes:
         args.parser.error("--plot draws what --sizes measures: expected --sizes N,N,...")
+    if args.plot is not None:
+        if args.plot.suffix not in (".png", ".svg", ".pdf"):
+            args.parser.error(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
+        if importlib.util.find_spec("matplotlib") is None:
+            args.parser.error("--plot needs matplotlib: pip install 'ganglion[viz]'")
     for option, path in (("--output", args.output), ("--plot", args.plot)):
         if path is not None and not os.access(path.parent, os.W_OK):
             args.parser.error(f"{option} {path}: cannot write to the folder {str(path.parent)!r}")
 
 
-def _load(args: argparse.Namespace) -> tuple[LoadedModel, Any]:
+def _load(args: argparse.Namespace) -> tuple[LoadedModel, ImageSource]:
     from ganglion.data import open_dataset
     from ganglion.tasks.loading import load_model
 
@@ -172,8 +181,44 @@ def _load(args: argparse.Namespace) -> tuple[LoadedModel, Any]:
     return loaded, source
 
 
+def _places(network: list[str] | None, data: list[str] | None) -> list[int] | None:
+    """For each class of the data its place in the network's output, by name; None if the places are the same.
+
+    Where no name of the data is the network's, labels are taken as places, and a warning says so.
+    """
+    if network is None or data is None or data == network[: len(data)]:
+        return None
+    strangers = sorted(set(data) - set(network))
+    if not strangers:
+        return [network.index(name) for name in data]
+    if len(strangers) < len(data):
+        shown = ", ".join(strangers[:8]) + (", ..." if len(strangers) > 8 else "")
+        raise ValueError(
+            f"the network does not know {len(strangers)} of the {len(data)} classes of the data: {shown}"
+        )
+    print(
+        f"warning: the data name their classes otherwise than the network: class 0 is {data[0]!r} there and "
+        f"{network[0]!r} here. They are matched by number.",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _renumbered(loader: Iterable[Batch], places: list[int] | None) -> Iterator[Batch]:
+    """Batches whose targets are places in the network's output."""
+    import torch
+
+    table = None if places is None else torch.tensor([*places, -1])  # the last one is also that of -1
+    for batch in loader:
+        yield batch if table is None else batch._replace(targets=table[batch.targets])
+
+
 def _measure(
-    args: argparse.Namespace, loaded: LoadedModel, source: Any, device: torch.device
+    args: argparse.Namespace,
+    loaded: LoadedModel,
+    source: ImageSource,
+    places: list[int] | None,
+    device: torch.device,
 ) -> Callable[[int | None], Result]:
     """From the side of the images, None for the network's own, to accuracy and speed."""
     import torch
@@ -197,7 +242,7 @@ def _measure(
         with closing(Progress(len(source), f"size {size}: " if args.sizes else "")) as progress:
             result = evaluate(
                 loaded.network,
-                loader,
+                _renumbered(loader, places),
                 device=device,
                 amp=amp,
                 channels_last=args.channels_last,
@@ -211,13 +256,45 @@ def _measure(
     return measure
 
 
-def _record(size: int | str, result: Result, row: Row | None = None) -> dict[str, Any]:
-    record = {"size": size}
-    for name in ("top1", "top5", "loss", "images", "skipped", "images_per_second"):
-        record[name] = getattr(result, name)
-    if row is not None:
-        record |= {"flops": row.flops, "paper_gflops": row.paper_flops}
-    return record
+def _at_one_size(
+    args: argparse.Namespace, loaded: LoadedModel, measure: Callable[[int | None], Result]
+) -> tuple[list[dict[str, Any]], Sequence[Broken]]:
+    result = measure(args.img_size)
+    size = args.img_size or " x ".join(map(str, loaded.data_config["input_size"][1:]))
+    records = [_record(size, result)]
+    _write(args, records)
+    if not args.json:
+        print(f"  size       {size}")
+        print(f"  top-1      {result.top1:.2f} %")
+        print(f"  top-5      {result.top5:.2f} %")
+        print(f"  loss       {result.loss:.4f}")
+        print(f"  images     {result.images}" + (f", {result.skipped} skipped" if result.skipped else ""))
+        print(f"  images/s   {result.images_per_second:.1f}, reading included")
+    return records, result.broken
+
+
+def _over_sizes(
+    args: argparse.Namespace, loaded: LoadedModel, measure: Callable[[int | None], Result]
+) -> tuple[list[dict[str, Any]], Sequence[Broken]]:
+    from ganglion.analysis.resolution import plot_resolutions, resolutions
+
+    rows: list[Row] = []
+    records: list[dict[str, Any]] = []
+    _print_line(args, (title for title, _, _ in _COLUMNS))
+    channels = loaded.data_config["input_size"][0]
+    for row in resolutions(loaded.network, loaded.name, args.sizes, measure, in_chans=channels):
+        _print_line(args, (text(row) for _, _, text in _COLUMNS))
+        rows.append(row)
+        records.append(_record(row.size, row.result) | {"flops": row.flops, "paper_gflops": row.paper_flops})
+        _write(args, records)
+        if args.plot is not None:
+            plot_resolutions(rows, f"{loaded.name} on {args.data} ({args.split})", args.plot)
+    return records, rows[0].result.broken
+
+
+def _record(size: int | str, result: Result) -> dict[str, Any]:
+    names = ("top1", "top5", "loss", "images", "skipped", "images_per_second")
+    return {"size": size, **{name: getattr(result, name) for name in names}}
 
 
 def _write(args: argparse.Namespace, records: Sequence[dict[str, Any]]) -> None:
@@ -232,14 +309,3 @@ def _print_line(args: argparse.Namespace, cells: Iterable[str]) -> None:
     if not args.json:
         line = "  ".join(cell.rjust(width) for cell, (_, width, _) in zip(cells, _COLUMNS, strict=True))
         print(line, flush=True)
-
-
-def _print_result(args: argparse.Namespace, size: int | str, result: Result) -> None:
-    if args.json:
-        return
-    print(f"  size       {size}")
-    print(f"  top-1      {result.top1:.2f} %")
-    print(f"  top-5      {result.top5:.2f} %")
-    print(f"  loss       {result.loss:.4f}")
-    print(f"  images     {result.images}" + (f", {result.skipped} skipped" if result.skipped else ""))
-    print(f"  images/s   {result.images_per_second:.1f}, reading included")

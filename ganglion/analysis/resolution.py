@@ -96,7 +96,7 @@ def plot_resolutions(rows: Sequence[Row], title: str, path: str | Path | None = 
         axes.set_xticks(sizes)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
+        if len(axes.lines) > 1:
             axes.legend(frameon=False, fontsize=8)
     if path is not None:
         figure.savefig(path)

@@ -116,8 +116,10 @@ def _loaded(
         class_names = _labels(cfg.get("label_names"), classes)
     if class_names is None and (subset := infer_imagenet_subset(network)):
         class_names = list(ImageNetInfo(subset).label_names())
-    if class_names is not None and len(class_names) != classes:
-        raise CheckpointError(f"{source} names {len(class_names)} classes, the network has {classes}")
+    if class_names is not None:
+        if len(class_names) > classes:
+            raise CheckpointError(f"{source} names {len(class_names)} classes, the network has {classes}")
+        class_names = [*class_names, *map(str, range(len(class_names), classes))]
     name = cfg["architecture"]
     return LoadedModel(
         name=name,

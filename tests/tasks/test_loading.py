@@ -169,6 +169,12 @@ def test_words_that_the_folder_brings(tmp_path):
 
 
 def test_labels_with_gaps(tmp_path):
+    """A network may have more outputs than its data have classes."""
+    assert load_model(None, training(tmp_path / "a.ckpt", class_names=["ant"])).class_names == [
+        "ant",
+        "1",
+        "2",
+    ]
     save_for_hf(network(), tmp_path, {"label_names": {0: "ant", 2: "crab"}}, safe_serialization=True)
     assert load_model(None, tmp_path).class_names == ["ant", "1", "crab"]
 
@@ -178,8 +184,8 @@ def test_contradictions(folder, tmp_path):
     for checkpoint in (folder, tmp_path / "a.ckpt"):
         with pytest.raises(ValueError, match=r"said to be 'test_sparx_mamba'.* holds 'test_vmamba'"):
             load_model("test_sparx_mamba", checkpoint)
-    with pytest.raises(CheckpointError, match="names 2 classes, the network has 3"):
-        load_model(None, training(tmp_path / "b.ckpt", class_names=["a", "b"]))
+    with pytest.raises(CheckpointError, match="names 4 classes, the network has 3"):
+        load_model(None, training(tmp_path / "b.ckpt", class_names=["a", "b", "c", "d"]))
 
 
 def test_names(tmp_path):

@@ -1,0 +1,182 @@
+"""`ganglion predict`, run in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from ganglion_cli import main
+from ganglion_cli.annotate import annotate
+from tests.cli.networks import NAMES, export, network, picture, preprocess, shared
+
+
+@pytest.fixture
+def model(tmp_path):
+    return str(export(tmp_path / "model"))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """a.png, sub/b.png, sub/c.png below `photos`."""
+    for i, name in enumerate(("a.png", "sub/b.png", "sub/c.png")):
+        picture(tmp_path / "photos" / name, seed=i)
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    return tmp_path / "photos"
+
+
+def predict(capsys, *argv, status: int = 0) -> str:
+    assert main(["predict", *map(str, argv)]) == status
+    return capsys.readouterr().out
+
+
+def error(capsys, *argv) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", *map(str, argv)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def expected(path) -> list[tuple[str, float]]:
+    """Class and probability, the most probable first, by hand."""
+    with torch.no_grad():
+        probabilities = network()(preprocess(path)).double().softmax(1)[0].tolist()
+    return sorted(zip(NAMES, probabilities, strict=True), key=lambda pair: -pair[1])
+
+
+def test_json_is_what_the_network_computes(capsys, model, pictures):
+    report = json.loads(predict(capsys, pictures, "--checkpoint", model, "--json", "--batch-size", 2))
+    assert [entry["file"] for entry in report] == [
+        str(pictures / n) for n in ("a.png", "sub/b.png", "sub/c.png")
+    ]
+    for entry in report:
+        found = entry["predictions"]
+        assert [p["rank"] for p in found] == [1, 2, 3]
+        assert [NAMES[p["index"]] for p in found] == [p["label"] for p in found] == [p["name"] for p in found]
+        by_hand = expected(entry["file"])
+        assert [p["name"] for p in found] == [name for name, _ in by_hand]
+        assert [p["probability"] for p in found] == pytest.approx([share for _, share in by_hand], abs=1e-4)
+    assert len({entry["predictions"][0]["probability"] for entry in report}) == 3
+
+
+def test_table_for_people(capsys, model, pictures):
+    out = predict(capsys, pictures / "a.png", pictures, "--checkpoint", model, "--top-k", 2)
+    title, blank, header, *lines = out.splitlines()
+    assert title.startswith("test_vmamba, 3 classes, from ") and not blank
+    assert header.split() == ["file", "rank", "probability", "class"]
+    assert len(lines) == 6, "the picture that was named twice is there once"
+    for i, name in enumerate(("a.png", "sub/b.png", "sub/c.png")):
+        best, second = expected(pictures / name)[:2]
+        assert lines[2 * i].split() == [str(pictures / name), "1", f"{100 * best[1]:.2f}", "%", best[0]]
+        assert lines[2 * i + 1].split() == ["2", f"{100 * second[1]:.2f}", "%", second[0]]
+    assert len({line.index("%") for line in lines}) == 1, "the columns are aligned"
+
+
+def test_broken_pictures_are_reported_and_passed_over(capsys, model, pictures):
+    whole = (pictures / "a.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "empty.png").write_bytes(b"")
+    options = ("--checkpoint", model, "--batch-size", 2)
+    assert main(["predict", str(pictures), str(pictures / "notes.txt"), *map(str, options)]) == 1
+    captured = capsys.readouterr()
+    for name in ("cut.png", "empty.png", "notes.txt"):
+        assert f"{name}: skipped: " in captured.err
+    assert sum(name in captured.out for name in ("a.png", "b.png", "c.png")) == 3
+    report = json.loads(predict(capsys, pictures, *options, "--json", status=1))
+    assert ["error" in entry for entry in report] == [False, True, True, False, False]
+    assert report[3]["predictions"][0]["name"] == expected(pictures / "sub/b.png")[0][0]
+
+
+def test_nothing_but_broken_pictures(capsys, model, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
+    assert (
+        "error"
+        in json.loads(predict(capsys, tmp_path / "a.jpg", "--checkpoint", model, "--json", status=1))[0]
+    )
+
+
+def test_the_cameras_rotation_counts(capsys, model, pictures, tmp_path):
+    image = Image.open(pictures / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    report = json.loads(
+        predict(capsys, pictures / "a.png", tmp_path / "turned.png", "--checkpoint", model, "--json")
+    )
+    assert report[0]["predictions"] == report[1]["predictions"]
+
+
+def test_annotated_copies(capsys, model, pictures, tmp_path):
+    before = (pictures / "a.png").read_bytes()
+    shutil.copy(pictures / "a.png", pictures / "a.jpg")
+    out = predict(capsys, pictures, "--checkpoint", model, "--save", tmp_path / "new" / "folder")
+    assert str(tmp_path / "new" / "folder") in out
+    saved = sorted(p.name for p in (tmp_path / "new" / "folder").iterdir())
+    assert saved == ["a.2.predicted.jpg", "a.predicted.jpg", "b.predicted.jpg", "c.predicted.jpg"]
+    copy, original = Image.open(tmp_path / "new/folder/b.predicted.jpg"), Image.open(pictures / "sub/b.png")
+    assert copy.height > original.height
+    left = (copy.width - original.width) // 2
+    shown = copy.crop((left, 0, left + original.width, original.height))
+    assert shown.getpixel((30, 19)) == pytest.approx(original.convert("RGB").getpixel((30, 19)), abs=12)
+    assert (pictures / "a.png").read_bytes() == before
+
+
+def test_inputs_are_never_overwritten(capsys, model, tmp_path):
+    folder = tmp_path / "photos"
+    inputs = [picture(folder / f"{name}.png", seed=i) for i, name in enumerate("ab")]
+    for file in inputs:
+        Image.open(file).save(folder / f"{file.stem}.predicted.jpg")
+    (tmp_path / "link").symlink_to(folder)
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    predict(capsys, folder, "--checkpoint", model, "--save", tmp_path / "link")
+    assert {file: file.read_bytes() for file in before} == before
+    assert len(list(folder.iterdir())) == 8
+
+
+def test_lines_beneath_a_picture():
+    def bars(image):
+        colours = [image.getpixel((x, y)) for y in range(32, image.height) for x in range(image.width)]
+        return sum(1 for r, g, b in colours if (r, g, b) == (0xC9, 0xD6, 0xE8))
+
+    small = Image.new("RGB", (32, 32), "red")
+    unlikely, likely = (annotate(small, [("x", share)]) for share in (0.1, 0.9))
+    assert unlikely.size == likely.size and likely.width >= 320
+    assert bars(likely) > 5 * bars(unlikely)
+    assert annotate(small, [("x", 0.9), ("y", 0.1)]).height > likely.height
+    assert annotate(small, [("word " * 100, 0.9)]).size == likely.size
+    assert annotate(small.convert("L"), [("x", 0.5)]).mode == "RGB"
+
+
+def test_demo_photos(capsys, tmp_path):
+    """Any size and shape of photo; ImageNet's words for 1,000 classes."""
+    photos = shared("demo_photos")
+    made = export(tmp_path / "model", names=None, made=network(1000))
+    report = json.loads(predict(capsys, photos, "--checkpoint", made, "--json", "--save", tmp_path / "out"))
+    assert len(report) == 8 == len(list((tmp_path / "out").iterdir()))
+    for entry in report:
+        assert len(entry["predictions"]) == 5
+        assert all(p["label"].startswith("n") and p["name"][0].isalpha() for p in entry["predictions"])
+        assert "n0" not in entry["predictions"][0]["name"]
+
+
+def test_bad_arguments(capsys, model, pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    some, of = pictures / "a.png", ("--checkpoint", model)
+    for argv, message in [
+        ((some,), "expected --checkpoint, --model or both"),
+        ((tmp_path / "none.jpg", *of), "there is no picture or folder"),
+        ((tmp_path / "empty", *of), "no pictures (.jpeg, .jpg, .png) below"),
+        ((some, *of, "--top-k", 0), "'0': expected a whole number of at least 1"),
+        ((some, *of, "--device", "gpu"), "--device gpu: "),
+        ((some, *of, "--save", tmp_path / "file"), "File exists"),
+        ((some, *of, "--model", "test_sparx_mamba"), "said to be 'test_sparx_mamba'"),
+        ((some, "--model", "vmamba_nanno"), "Did you mean 'vmamba_nano'?"),
+        ((some, "--model", "vmamba_nano"), "no published weights of vmamba_nano are known"),
+        ((some, "--checkpoint", tmp_path / "none.ckpt"), "no checkpoint at"),
+        ((some, "--checkpoint", tmp_path / "file", "--model", "test_vmamba"), "is empty"),
+    ]:
+        assert message in error(capsys, *argv), argv

@@ -252,6 +252,18 @@ class ClassificationData(pl.LightningDataModule):
         self._sources: dict[str, Any] = {}
         self._place: dict[str, int] | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"images_per_batch": self.batch_size * self.trainer.world_size}  # pyright: ignore
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raise TrainingError if the place in the epoch, counted in batches of all devices, means another one here."""
+        ranks, images = self.trainer.world_size, state_dict["images_per_batch"]  # pyright: ignore
+        if images != self.batch_size * ranks:
+            raise TrainingError(
+                f"the checkpoint was written by a run of {images} images in a batch; data.batch_size {self.batch_size} "
+                f"on {ranks} devices makes {self.batch_size * ranks}. Expected data.batch_size {images // ranks}"
+            )
+
     def setup(self, stage: str) -> None:
         self.source("train")
         if self.splits["val"] is not None:

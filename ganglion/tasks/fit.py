@@ -61,8 +61,17 @@ _DEFAULTS = {
     "trainer.log_every_n_steps": 50,
 }
 
-#: What may differ between a run and its continuation.
-_FREE = ("output", "data.root", "data.workers", "data.val_batch_size", "progress", "checkpoint", "trainer")
+#: What may differ between a run and its continuation. The data see to the batch: it may be shared by more devices.
+_FREE = (
+    "output",
+    "data.root",
+    "data.workers",
+    "data.batch_size",
+    "data.val_batch_size",
+    "progress",
+    "checkpoint",
+    "trainer",
+)
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

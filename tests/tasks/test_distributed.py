@@ -94,9 +94,7 @@ def test_two_processes_equal_one(strategy, data, single, tmp_path):
 def test_resume_on_another_number_of_processes(data, single, tmp_path):
     """The order of the images belongs to the global batch, so a run may change its machines between two steps."""
     losses, *_ = single
-    first = train(
-        tmp_path, data, 2, trainer__strategy="ddp", trainer__max_steps=7, checkpoint__every_n_steps=1
-    )
+    first = train(tmp_path, data, 2, crash_at=7, strategy="ddp", checkpoint__every_n_steps=1)
     second = train(tmp_path, data, 1, checkpoint__every_n_steps=1)
     torch.testing.assert_close(torch.tensor(first + second), torch.tensor(losses), **TOLERANCE)
 

@@ -159,9 +159,9 @@ def _exported(checkpoint: str | os.PathLike[str]) -> Path | None:
     if path.is_dir():
         if (path / "config.json").is_file():
             return path
-        inside = [p.parent for p in path.glob("*/config.json")]
-        inside += [p for p in (*path.glob("*"), *path.glob("checkpoints/*")) if p.suffix in _SUFFIXES]
-        hint = f". In it are {', '.join(map(str, sorted(inside)[:8]))}" if inside else ""
+        folders = sorted(p.parent for p in path.glob("*/config.json"))
+        files = sorted(p for p in (*path.glob("*"), *path.glob("checkpoints/*")) if p.suffix in _SUFFIXES)
+        hint = f". In it are {', '.join(map(str, (folders + files)[:8]))}" if folders or files else ""
         raise CheckpointError(
             f"the folder {str(path)!r} has no config.json: expected one with config.json and model.safetensors, or a "
             f"file{hint}"

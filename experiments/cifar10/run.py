@@ -13,12 +13,12 @@ import argparse
 import csv
 import os
 import platform
-import queue
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -121,32 +121,21 @@ def main() -> int:
 def run_all(runs: list[Run], args: argparse.Namespace) -> bool:
     """Do what has no result yet, `--jobs` at a time. Returns whether nothing failed."""
     done = {tuple(row[c] for c in ("setting", "table", "row", "seed")) for row in read_results()}
-    waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
-    for run in runs:
-        if run.key not in done:
-            waiting.put(run)
-    print(f"{len(runs)} runs, {waiting.qsize()} of them to do", flush=True)
-    lock, failed, end = threading.Lock(), [], time.monotonic() + 60 * args.minutes
+    to_do = [run for run in runs if run.key not in done]
+    print(f"{len(runs)} runs, {len(to_do)} of them to do", flush=True)
+    lock, end = threading.Lock(), time.monotonic() + 60 * args.minutes
 
-    def work() -> None:
-        while time.monotonic() < end:
-            try:
-                run = waiting.get_nowait()
-            except queue.Empty:
-                return
-            result = fit(run, args)
+    def work(run: Run) -> bool:
+        if time.monotonic() > end:
+            return True
+        result = fit(run, args)
+        if result is not None:
             with lock:
-                if result is None:
-                    failed.append(run)
-                else:
-                    add_result(result)
+                add_result(result)
+        return result is not None
 
-    workers = [threading.Thread(target=work) for _ in range(args.jobs)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return not failed
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return all(list(pool.map(work, to_do)))
 
 
 def fit(run: Run, args: argparse.Namespace) -> dict | None:

@@ -29,6 +29,7 @@ def export(
             f"not exported: {bad[0]} has values that are not finite ({len(bad)} tensors have)"
         )
     config = {"label_names": class_names} if class_names else {}
+    network.to(memory_format=torch.contiguous_format)  # pyright: ignore  safetensors holds no other
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         save_for_hf(network, str(temporary), config, safe_serialization=True, data_config=data_config)

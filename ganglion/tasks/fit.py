@@ -197,7 +197,7 @@ class FitCLI(LightningCLI):
 
 def main(argv: Sequence[str]) -> int:
     """Run `ganglion fit`. Returns the exit status: 1 for what a user can mend, 128 + signal for an interrupted run."""
-    _quiet_lightning()
+    quiet_lightning()
     try:
         argv = _resume(list(argv))
         task, data = _task(argv)
@@ -260,7 +260,7 @@ def _task(argv: Sequence[str]) -> tuple[type[Task], type[LightningDataModule]]:
     return getattr(found, task), getattr(found, data)
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
     """Leave out what Lightning says of its own workings; its warnings about the run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

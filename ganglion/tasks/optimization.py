@@ -98,8 +98,7 @@ def build_optimizer(
     """The optimizer over the network's parameters, in groups by weight decay (and layer, with `layer_decay`).
 
     lr: peak learning rate, already scaled.
-    fused: one kernel for all parameters, where the optimizer has one. Not for float16 AMP with clipping, which must
-        unscale the gradients first.
+    fused: one kernel for all parameters, where the optimizer has one. Not with AMP, under which the trainer clips.
     """
     given = {"betas": config.betas, "eps": config.eps}
     extra: dict[str, Any] = {key: value for key, value in given.items() if value is not None}

@@ -90,7 +90,7 @@ class Task(pl.LightningModule):
             self.network,
             self.optimizer,
             lr=self.optimizer.lr * self._lr_scale,
-            fused=self.trainer.precision != "16-mixed" and self.device_mesh is None,
+            fused="mixed" not in str(self.trainer.precision) and self.device_mesh is None,
         )
         schedule = build_schedule(
             optimizer, self.schedule, epochs=epochs, updates_per_epoch=per_epoch, scale=self._lr_scale

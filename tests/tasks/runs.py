@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ganglion.tasks import classification, fit
+
 ROOT = Path(__file__).parents[2]
 CLASSES = 4
 
@@ -71,3 +73,29 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
             d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}[{i}]")
         ]
     return [] if a == b else [f"{where}: {a!r} != {b!r}"]
+
+
+class Crash(BaseException):
+    """Ends a run on the spot, as kill -9 does: nothing in the way saves anything."""
+
+
+def run(monkeypatch, argv: list[str], crash_at: int | None = None) -> list[float]:
+    """Run `ganglion fit`; returns the loss of every step. `crash_at`: die in the step of that number."""
+    losses: list[float] = []
+    compute = classification.Classification.loss
+
+    def loss(self, batch):
+        if crash_at is not None and len(losses) == crash_at:
+            raise Crash
+        value = compute(self, batch)
+        losses.append(value.item())
+        return value
+
+    monkeypatch.setattr(classification.Classification, "loss", loss)
+    try:
+        assert fit.main(argv) == 0
+    except Crash:
+        pass
+    finally:
+        monkeypatch.setattr(classification.Classification, "loss", compute)
+    return losses

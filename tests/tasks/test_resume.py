@@ -11,41 +11,15 @@ import time
 import pytest
 import torch
 
-from ganglion.tasks import classification, fit
+from ganglion.tasks import fit
 
-from .runs import arguments, differences, read_last, write_data
+from .runs import arguments, differences, read_last, run, write_data
 
 #: 44 images in batches of 8: five steps an epoch, the last four images left out; four epochs.
 STEPS = 20
 
 #: What Lightning stores of how a run was cut up, not of what it learnt.
 _BOOKKEEPING = ("loops", "callbacks", "datamodule_hyper_parameters")
-
-
-class Crash(BaseException):
-    """Ends a run on the spot, as kill -9 does: nothing in the way saves anything."""
-
-
-def run(monkeypatch, argv: list[str], crash_at: int | None = None) -> list[float]:
-    """Run `ganglion fit`; returns the loss of every step. `crash_at`: die in the step of that number."""
-    losses: list[float] = []
-    compute = classification.Classification.loss
-
-    def loss(self, batch):
-        if crash_at is not None and len(losses) == crash_at:
-            raise Crash
-        value = compute(self, batch)
-        losses.append(value.item())
-        return value
-
-    monkeypatch.setattr(classification.Classification, "loss", loss)
-    try:
-        assert fit.main(argv) == 0
-    except Crash:
-        pass
-    finally:
-        monkeypatch.setattr(classification.Classification, "loss", compute)
-    return losses
 
 
 def learnt(output) -> dict:

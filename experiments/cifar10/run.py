@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
 COLUMNS = (
     "setting", "table", "row", "seed", "params", "mflops", "epochs", "train_images",
-    "top1", "top5", "val_loss", "train_loss", "train_seconds", "wall_seconds", "memory_gib", "date", "torch", "machine",
+    "top1", "top5", "val_loss", "train_loss", "train_seconds", "memory_gib", "date", "torch", "machine",
 )  # fmt: skip
 
 
@@ -115,6 +115,7 @@ def main() -> int:
         if not run_all(runs, args):
             return 1
     print_tables()
+    draw(HERE / "results.svg")
     return 0
 
 
@@ -169,7 +170,6 @@ def fit(run: Run, args: argparse.Namespace) -> dict | None:
         "val_loss": rows[-1]["val/loss"],
         "train_loss": rows[-1]["train/loss"],
         "train_seconds": round(sum(float(row["train_seconds"]) for row in rows), 1),
-        "wall_seconds": round(seconds, 1),
         "memory_gib": rows[-1]["memory_gib"],
     }
     print(f"{name}: top-1 {float(result['top1']):.2f} % in {seconds / 60:.1f} min", flush=True)
@@ -232,6 +232,33 @@ def print_tables() -> None:
                 f"| {name} | {int(of[0]['params']) / 1e6:.3f} | {float(of[0]['mflops']):.2f} | {len(of)} "
                 f"| {statistics.mean(top1):.2f}{spread} | {minutes:.1f} |"
             )
+
+
+def draw(path: Path) -> None:
+    """A point for every run, a line for the mean, one panel for each table of the small setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    results = [row for row in read_results() if row["setting"] == "small"]
+    tables = list(dict.fromkeys(row["table"] for row in results))
+    if not tables:
+        return
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(5 * len(tables) + 1, 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, table in zip(axes[0], tables, strict=True):
+        rows = [row for row in results if row["table"] == table]
+        names = list(dict.fromkeys(row["row"] for row in rows))[::-1]
+        for y, name in enumerate(names):
+            top1 = [float(row["top1"]) for row in rows if row["row"] == name]
+            axis.plot(top1, [y] * len(top1), "o", color="tab:blue", alpha=0.6)
+            axis.plot([statistics.mean(top1)] * 2, [y - 0.25, y + 0.25], color="tab:orange", linewidth=2)
+        axis.set(title=table, xlabel="top-1 (%)", yticks=range(len(names)), yticklabels=names)
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

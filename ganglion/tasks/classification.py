@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import timm
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from timm.data import Mixup, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -134,6 +135,10 @@ class Classification(Task):
         if self.num_classes is None:
             self.num_classes = data.num_classes
         data.source("train").check_classes(self.num_classes)
+        if self.num_classes > data.num_classes:
+            rank_zero_warn(
+                f"model.num_classes is {self.num_classes}, and the data have {data.num_classes} classes"
+            )
         if self.class_weights is not None and len(self.class_weights) != self.num_classes:
             raise ValueError(
                 f"model.class_weights has {len(self.class_weights)} values: expected one for each of the "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
@@ -36,6 +37,6 @@ def export(
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise TrainingError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error

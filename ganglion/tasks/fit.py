@@ -271,6 +271,8 @@ def quiet_lightning() -> None:
         r".*smaller than the logging interval",
         r"(?s).*JsonargparseDeprecationWarning",
         r"(?s).*``instantiate_classes`` was deprecated",
+        r".*Grad strides do not match bucket view",  # two ways to write the strides of depthwise kernels
+        r".*sync_dist=True",  # the metrics are sums over all ranks before they are logged
         # Ours begin where they stopped; Lightning only knows loaders that say so by a state_dict.
         r".*your dataloader is not resumable",
     ):

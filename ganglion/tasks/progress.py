@@ -62,12 +62,11 @@ class Progress(ProgressBar):
                 total=None
                 if trainer.num_training_batches == float("inf")
                 else int(trainer.num_training_batches),
-                desc=self._title(trainer, pl_module),
                 unit="batch",
                 leave=False,
                 dynamic_ncols=True,
                 file=sys.stdout,
-                bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {postfix}",
+                bar_format=f"{self._title(trainer, pl_module)} {{n_fmt}}/{{total_fmt}} |{{bar}}| {{desc}}",
             )
 
     def on_train_batch_end(
@@ -85,7 +84,7 @@ class Progress(ProgressBar):
             if now - self._shown > 0.5:
                 self._shown = now
                 self._bar.n = batch_idx + 1
-                self._bar.set_postfix_str(self._state(trainer, pl_module.mean_loss()))  # pyright: ignore
+                self._bar.set_description_str(self._state(trainer, pl_module.mean_loss()))  # pyright: ignore
         elif now - self._shown > self.every_n_seconds:
             self._shown = now
             batches = f"batch {batch_idx + 1}/{trainer.num_training_batches}"

@@ -43,7 +43,7 @@ class _Images(Dataset[_Sample]):
             raise DataError("there is no readable image")
         if self.training:
             random.seed(seed)
-            np.random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  timm's augmentations draw from it
             torch.default_generator.manual_seed(seed)
         return self.transform(image), target if counted else -1, broken
 

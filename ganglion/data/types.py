@@ -19,7 +19,8 @@ class Broken(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """images: (B, C, H, W) float32, normalised. targets: (B,) int64, -1 for what does not count. broken: skipped images."""
+    """images: (B, C, H, W) float32, normalised. targets: (B,) int64, -1 for what does not count. broken: what was
+    skipped."""
 
     images: Tensor
     targets: Tensor

@@ -2,7 +2,7 @@
 
 from .broken import BrokenCounter
 from .decode import BrokenImage, open_image
-from .loader import eval_loader, train_loader
+from .loader import Loader, eval_loader, train_loader
 from .source import ImageSource, open_dataset
 from .transforms import Augmentation, eval_transform, train_transform
 from .types import Batch, Broken, DataError
@@ -15,6 +15,7 @@ __all__ = [
     "BrokenImage",
     "DataError",
     "ImageSource",
+    "Loader",
     "eval_loader",
     "eval_transform",
     "open_dataset",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-#: Pixels above which a picture is taken for an attack or a mistake (PIL's own limit is the half of it).
+#: Pixels above which a picture is taken for an attack or a mistake: Pillow's own limit for an error.
 MAX_PIXELS = 178_956_970
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -36,29 +37,35 @@ def open_image(file: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Im
             image.load()
             image = ImageOps.exif_transpose(image)
         return _convert(image, _MODES[channels])
-    except UnidentifiedImageError as error:
-        raise BrokenImage("not an image, or empty") from error
-    except Image.DecompressionBombError as error:
-        raise BrokenImage(str(error)) from error
     except BrokenImage:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except UnidentifiedImageError as error:
+        raise BrokenImage("empty, or not an image") from error
+    except Image.DecompressionBombError as error:
+        raise BrokenImage(str(error)) from error
+    # What Pillow's decoders raise over bytes that make no sense.
+    except (OSError, EOFError, IndexError, OverflowError, SyntaxError, ValueError, struct.error) as error:
         raise BrokenImage(getattr(error, "strerror", None) or str(error)) from error
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
-        top = (
-            1.0
-            if image.mode == "F" and values.max(initial=0) <= 1
-            else 255.0
-            if values.max(initial=0) <= 255
-            else 65535.0
-        )
-        if image.mode.startswith("I;16"):
-            top = 65535.0
-        image = Image.fromarray(np.clip(values * (255 / top) + 0.5, 0, 255).astype(np.uint8), "L")
+        image = _to_8_bits(image)
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 8 bits. Pillow's own conversion would cut off what is above 255.
+
+    The largest value that a 32-bit picture means is nowhere written: 1 (floating point), 255 or 65535, whichever holds
+    all of its values.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    most = values.max(initial=0)
+    if image.mode.startswith("I;16") or most > 255:
+        top = 65535.0
+    else:
+        top = 1.0 if image.mode == "F" and most <= 1 else 255.0
+    return Image.fromarray((values / top * 255 + 0.5).clip(0, 255).astype(np.uint8))

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean as average
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.auto_augment import AugmentOp, auto_augment_transform, posterize, rand_augment_transform
+from timm.data.auto_augment import (
+    AugmentOp,
+    augment_and_mix_transform,
+    auto_augment_transform,
+    posterize,
+    rand_augment_transform,
+)
 from timm.data.random_erasing import RandomErasing
-from torchvision import transforms as T
+from torchvision.transforms import v2 as T
 
 from ..config import check_literals, check_range
+from .source import Raw
+from .types import DataError
 
-Transform = Callable[[Image.Image], torch.Tensor]
+Transform = Callable[[Raw], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +32,8 @@ class Augmentation:
     """Augmentation of training images, by timm's transforms.
 
     Args:
-        crop: how the crop is chosen: timm's random resized crop and its relatives, or "pad": zeros around the image, then
-            a crop of the full size, as is common for images of 32 pixels.
+        crop: how the crop is chosen: timm's random resized crop and its relatives, or "pad": zeros around the image,
+            then a crop of the full size, as is common for images of 32 pixels.
         pad: pixels around the image, for crop "pad".
         scale: range of the crop's share of the area.
         ratio: range of the crop's aspect ratio.
@@ -58,11 +67,20 @@ class Augmentation:
 
 
 def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> Transform:
-    """Training transform: image -> (C, H, W) float32, normalised. data_config: as timm resolves it."""
-    a, size = augmentation, tuple(data_config["input_size"])
-    if a.crop != "pad":
+    """Training transform: image -> (C, H, W) float32, normalised. data_config: as timm resolves it.
+
+    Raises DataError for changes of colour where the channels are no colours.
+    """
+    a, (channels, height, width) = augmentation, data_config["input_size"]
+    mean, std = _statistics(data_config)
+    pictures = channels in (1, 3, 4)
+    if not pictures and (a.auto_augment or a.color_jitter):
+        raise DataError(
+            f"augmentation: auto_augment and color_jitter need pictures, these have {channels} channels"
+        )
+    if pictures and a.crop != "pad":
         transform: Any = create_transform(
-            size,
+            (channels, height, width),
             is_training=True,
             train_crop_mode=a.crop,
             scale=a.scale,
@@ -72,32 +90,73 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
             color_jitter=a.color_jitter,  # pyright: ignore
             auto_augment=a.auto_augment,
             interpolation=a.interpolation,
-            mean=data_config["mean"],
-            std=data_config["std"],
+            mean=mean,
+            std=std,
             re_prob=a.re_prob,
             re_mode=a.re_mode,
             re_count=a.re_count,
         )
         return _keep_a_bit(transform)
-    mean, std = data_config["mean"], data_config["std"]
-    steps: list[Any] = [
-        T.RandomCrop(size[1:], padding=a.pad, pad_if_needed=True),
-        T.RandomHorizontalFlip(a.hflip),
-        T.RandomVerticalFlip(a.vflip),
-    ]
+
+    if a.crop == "pad":
+        crop: Any = T.RandomCrop((height, width), padding=a.pad, pad_if_needed=True)
+    else:
+        crop = T.RandomResizedCrop((height, width), a.scale, a.ratio, antialias=True)
+    steps = [crop, T.RandomHorizontalFlip(a.hflip), T.RandomVerticalFlip(a.vflip)]
     if a.auto_augment is not None:
-        fill = {"translate_const": 100, "img_mean": tuple(round(255 * m) for m in mean)}
-        make = rand_augment_transform if a.auto_augment.startswith("rand") else auto_augment_transform
-        steps.append(make(a.auto_augment, fill))
+        fill = {
+            "translate_const": round(0.45 * min(height, width)),
+            "img_mean": tuple(round(255 * m) for m in mean),
+        }
+        makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+        steps.append(
+            makers.get(a.auto_augment.partition("-")[0], auto_augment_transform)(a.auto_augment, fill)
+        )
     elif a.color_jitter:
         steps.append(T.ColorJitter(*[a.color_jitter] * 3))
-    steps += [T.ToTensor(), T.Normalize(mean, std)]
+    steps += _to_tensor(mean, std)
     if a.re_prob:
         steps.append(RandomErasing(a.re_prob, mode=a.re_mode, max_count=a.re_count, device="cpu"))
     return _keep_a_bit(T.Compose(steps))
 
 
-def _keep_a_bit(transform: T.Compose) -> T.Compose:
+def eval_transform(data_config: dict[str, Any], size: int | None = None) -> Transform:
+    """Evaluation transform: resize to size / crop_pct, cut the centre out, normalise.
+
+    size: another side than the data_config's, with the same crop_pct.
+    """
+    channels, *side = data_config["input_size"]
+    height, width = (size, size) if size is not None else side
+    mean, std = _statistics(data_config)
+    if channels in (1, 3, 4):
+        return create_transform(  # pyright: ignore
+            (channels, height, width),
+            interpolation=data_config["interpolation"],
+            mean=mean,
+            std=std,
+            crop_pct=data_config["crop_pct"],
+            crop_mode=data_config.get("crop_mode"),
+        )
+    resized = [int(length / data_config["crop_pct"]) for length in (height, width)]
+    mode = T.InterpolationMode(data_config["interpolation"])
+    resize = T.Resize(resized[0] if height == width else resized, mode, antialias=True)
+    return T.Compose([resize, T.CenterCrop((height, width)), *_to_tensor(mean, std)])
+
+
+def _statistics(data_config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of every channel: the average of those given, where their number is another."""
+    channels = data_config["input_size"][0]
+    mean, std = tuple(data_config["mean"]), tuple(data_config["std"])
+    if len(mean) != channels or len(std) != channels:
+        mean, std = (average(mean),) * channels, (average(std),) * channels
+    return mean, std
+
+
+def _to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[Any]:
+    return [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(mean, std), T.ToPureTensor()]
+
+
+def _keep_a_bit(transform: Any) -> Transform:
     """Stop timm's increasing posterization at one bit: at full strength it asks for none, which Pillow refuses."""
     for step in transform.transforms:
         for op in getattr(step, "ops", ()):
@@ -108,19 +167,3 @@ def _keep_a_bit(transform: T.Compose) -> T.Compose:
 
 def _posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
     return posterize(image, max(1, bits), **kwargs)
-
-
-def eval_transform(data_config: dict[str, Any], size: int | None = None) -> Transform:
-    """Evaluation transform: resize to size / crop_pct, cut the centre out, normalise.
-
-    size: another side than the data_config's, with the same crop_pct.
-    """
-    channels, *side = data_config["input_size"]
-    return create_transform(  # pyright: ignore
-        (channels, *([size, size] if size is not None else side)),
-        interpolation=data_config["interpolation"],
-        mean=data_config["mean"],
-        std=data_config["std"],
-        crop_pct=data_config["crop_pct"],
-        crop_mode=data_config.get("crop_mode"),
-    )

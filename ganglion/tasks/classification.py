@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from timm.data import Mixup, resolve_data_config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..config import check_literals, check_range
 from ..data import (
     Augmentation,
     Batch,
+    Loader,
     eval_loader,
     eval_transform,
     open_dataset,
@@ -126,6 +126,7 @@ class Classification(Task):
             self.model_args["drop_path_rate"] = drop_path_rate
         self.mixing, self.label_smoothing = mixing, label_smoothing
         weights_C = None if class_weights is None else torch.tensor(class_weights)
+        self.class_weights: torch.Tensor | None
         self.register_buffer("class_weights", weights_C, persistent=False)
         self._mix: Mixup | None = None
         self._counts = Counts()
@@ -257,12 +258,17 @@ class ClassificationData(pl.LightningDataModule):
         self._sources: dict[str, Any] = {}
         self._place: dict[str, int] | None = None
 
+    @property
+    def _run(self) -> Any:
+        """The trainer, which there is as soon as anything is asked of the data."""
+        return self.trainer
+
     def state_dict(self) -> dict[str, Any]:
-        return {"images_per_batch": self.batch_size * self.trainer.world_size}  # pyright: ignore
+        return {"images_per_batch": self.batch_size * self._run.world_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise TrainingError if the place in the epoch, counted in batches of all devices, means another one here."""
-        ranks, images = self.trainer.world_size, state_dict["images_per_batch"]  # pyright: ignore
+        ranks, images = self._run.world_size, state_dict["images_per_batch"]
         if images != self.batch_size * ranks:
             raise TrainingError(
                 f"the checkpoint was written by a run of {images} images in a batch; data.batch_size {self.batch_size} "
@@ -279,13 +285,17 @@ class ClassificationData(pl.LightningDataModule):
         if part not in self._sources:
             split = self.splits[part]
             assert split is not None
+            class_map: Any = self.class_map
+            if part == "val" and class_map is None and (names := self.class_names):
+                # A class without validation images must not renumber those after it.
+                class_map = {name: label for label, name in enumerate(names)}
             self._sources[part] = open_dataset(
                 self.root,
                 split=split,
                 name=self.reader,
-                channels=self.trainer.lightning_module.in_chans,  # pyright: ignore
+                channels=self._run.lightning_module.in_chans,
                 training=part == "train",
-                class_map=self.class_map,
+                class_map=class_map,
                 limit=self.limits[part],
                 num_samples=self.num_samples if part == "train" else None,
                 seed=self.seed,
@@ -310,38 +320,38 @@ class ClassificationData(pl.LightningDataModule):
         return resolve_data_config({k: v for k, v in args.items() if v is not None}, model=network)
 
     def _network(self) -> nn.Module:
-        return self.trainer.lightning_module.network  # pyright: ignore
+        return self._run.lightning_module.network
 
-    def train_dataloader(self) -> DataLoader:
-        task = self.trainer.lightning_module
-        if task.mixing.active and self.batch_size % 2:  # pyright: ignore
+    def train_dataloader(self) -> Loader:
+        task = self._run.lightning_module
+        if task.mixing.active and self.batch_size % 2:
             raise TrainingError(
                 f"data.batch_size is {self.batch_size}: mixing pairs images, expected an even number"
             )
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        progress = self._run.fit_loop.epoch_loop.batch_progress
         done = 0 if progress.is_last_batch else progress.current.ready
         return train_loader(
             self.source("train"),
             train_transform(self.augmentation, self.data_config(self._network())),
             batch_size=self.batch_size,
             seed=self.seed,
-            epoch=task.epoch,  # pyright: ignore
+            epoch=task.epoch,
             start_batch=done,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self._run.global_rank,
+            world_size=self._run.world_size,
             num_workers=self.workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._run.strategy.root_device.type == "cuda",
         )
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> Loader | list:
         if self.splits["val"] is None:
             return []
         return eval_loader(
             self.source("val"),
             eval_transform(self.data_config(self._network())),
             batch_size=self.val_batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self._run.global_rank,
+            world_size=self._run.world_size,
             num_workers=self.workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._run.strategy.root_device.type == "cuda",
         )

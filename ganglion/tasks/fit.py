@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -136,7 +136,7 @@ class FitCLI(LightningCLI):
                 "trainer.use_distributed_sampler is true: expected false, the data are sampled here"
             )
         extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
-        callbacks = [c for c in extra if not (isinstance(c, EMA) and c.decay == 0)]
+        callbacks: list[Callback] = [c for c in extra if not (isinstance(c, EMA) and c.decay == 0)]
         if any(isinstance(c, EMA) for c in callbacks) and "ModelParallel" in str(config["strategy"]):
             raise ValueError(
                 "ema.decay: sharded weights are not averaged; set it to 0, or use trainer.strategy ddp"

@@ -57,7 +57,7 @@ class OptimizerConfig:
         check_literals(self)
         check_positive(self, "lr")
         if self.name not in (names := list_optimizers()):
-            raise ValueError("OptimizerConfig.name: " + unknown("optimizer", self.name, names))
+            raise ValueError("OptimizerConfig.name: " + unknown("optimizer", self.name, map(str, names)))
 
 
 @dataclass(frozen=True, kw_only=True)

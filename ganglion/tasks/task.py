@@ -135,7 +135,7 @@ class Task(pl.LightningModule):
     @property
     def epoch(self) -> int:
         """Epochs completed, as the samplers count them (`current_epoch` lags behind in a run resumed by steps)."""
-        return self.trainer.fit_loop.epoch_progress.current.processed
+        return self.trainer.fit_loop.epoch_progress.current.processed  # pyright: ignore
 
     def lr_scheduler_step(self, scheduler: Scheduler, metric: Any | None) -> None:  # pyright: ignore
         if scheduler.t_in_epochs:

@@ -1,9 +1,10 @@
 """Images with labels: sources, augmentation, batches."""
 
 from .broken import BrokenCounter
+from .dataset import open_dataset
 from .decode import BrokenImage, open_image
 from .loader import Loader, eval_loader, train_loader
-from .source import ImageSource, open_dataset
+from .source import ImageSource
 from .transforms import Augmentation, eval_transform, train_transform
 from .types import Batch, Broken, DataError
 

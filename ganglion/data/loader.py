@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from .decode import BrokenImage
-from .sampler import EvalSampler, Key, TrainSampler
-from .source import ImageSource, IndexedSource, Raw, StreamSource
+from .decode import BrokenImage, blank
+from .sampler import EvalSampler, Key, TrainSampler, draw
+from .source import ImageSource, IndexedSource
+from .stream import StreamSource
 from .transforms import Transform
 from .types import Batch, Broken, DataError
 
@@ -47,9 +49,7 @@ class _Images(Dataset[_Sample]):
                     return None, -1, broken
                 index = (index + 1) % len(self.source)
         else:
-            raise DataError(
-                f"none of the {len(self.source)} images can be read; {broken[0].name}: {broken[0].reason}"
-            )
+            raise _none_readable(self.source, broken[0])
         if self.training:
             _seed(seed)
         return self.transform(image), target, broken
@@ -58,50 +58,92 @@ class _Images(Dataset[_Sample]):
 class _Collate:
     """Samples -> Batch. What has no image becomes zeros of the shape of the others."""
 
-    def __init__(self, shape: tuple[int, ...] = ()):
-        self.shape = shape
+    def __init__(self, source: ImageSource, transform: Transform):
+        self.channels, self.transform = source.channels, transform
 
     def __call__(self, samples: list[_Sample]) -> Batch:
-        blank = torch.zeros(self.shape)
-        images = torch.stack([blank if image is None else image for image, _, _ in samples])
+        empty = next((torch.zeros_like(image) for image, _, _ in samples if image is not None), None)
+        if empty is None:
+            empty = torch.zeros_like(self.transform(blank(self.channels)))
+        images = torch.stack([empty if image is None else image for image, _, _ in samples])
         targets = torch.tensor([target for _, target, _ in samples])
         return Batch(images, targets, [b for _, _, broken in samples for b in broken])
 
 
 class _Stream(IterableDataset[_Sample]):
-    """Transformed images of a stream, from batch `start_batch` of the epoch on.
-
-    The reader gives every loader process its part of the stream and the loader takes a batch from each in turn, so each
-    process knows how many of its images belong to the batches before.
-    """
+    """Transformed images of a stream: what this rank's loader processes give to batches `start_batch` to `batches` of
+    an epoch. The loader takes a batch from each process in turn."""
 
     def __init__(
-        self, source: StreamSource, transform: Transform, *, batch_size: int, seed: int, training: bool
+        self,
+        source: StreamSource,
+        transform: Transform,
+        *,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        training: bool,
+        rank: int,
+        world_size: int,
+        num_workers: int,
     ):
-        self.source, self.transform, self.batch_size = source, transform, batch_size
-        self.seed, self.training = seed, training
+        self.source, self.transform, self.training = source, transform, training
+        self.batch_size, self.batches, self.seed = batch_size, batches, seed
+        self.workers = max(1, num_workers)
+        self.first_place, self.places = rank * self.workers, world_size * self.workers
         self.epoch = self.start_batch = 0
 
     def __iter__(self) -> Iterator[_Sample]:
-        worker = get_worker_info()
-        place, places = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        before = len(range(place, self.start_batch, places)) * self.batch_size
-        for n, (image, target) in enumerate(self.source):
-            if n < before:
+        info = get_worker_info()
+        worker = info.id if info is not None else 0
+        return self._train(worker) if self.training else self._evaluate(worker)
+
+    def _evaluate(self, worker: int) -> Iterator[_Sample]:
+        for record in self.source.evaluation(self.first_place + worker, self.places):
+            try:
+                image, target = self.source.decode(record)
+            except BrokenImage as error:
+                yield None, -1, [Broken(record.name, str(error))]
+            else:
+                yield self.transform(image), target, []
+
+    def _train(self, worker: int) -> Iterator[_Sample]:
+        """Position n of the epoch holds record n, or the next one that is readable. So nothing needs to be decoded
+        to know what the positions before `start_batch` hold."""
+        place = self.first_place + worker
+        n = len(range(worker, self.start_batch, self.workers)) * self.batch_size
+        end = len(range(worker, self.batches, self.workers)) * self.batch_size
+        waiting, broken = 0, []
+        for record in islice(self.source.training(place, self.places, self.seed, self.epoch), n, None):
+            if n == end:
+                break
+            waiting += 1
+            try:
+                image, target = self.source.decode(record)
+            except BrokenImage as error:
+                broken.append(Broken(record.name, str(error)))
+                if waiting > len(self.source):
+                    raise _none_readable(self.source, broken[0]) from error
                 continue
-            if self.training:
-                _seed(int(np.random.SeedSequence([self.seed, self.epoch, place, n]).generate_state(1)[0]))
-            yield self.transform(image), int(target), []
+            first, n, waiting = n, min(n + waiting, end), 0
+            for position in range(first, n):
+                _seed(draw(self.seed, self.epoch, place, position))
+                yield self.transform(image), target, broken
+                broken = []
 
 
 class StreamLoader:
     """A DataLoader over a stream that knows its epoch, its length in batches, and where to begin.
 
+    Every rank gets `batches` batches, filled up with images that do not count: a network's forward pass may wait for
+    the other ranks in evaluation, too (DDP sends buffers, FSDP gathers weights).
+
     It is its own `sampler`: trainers tell samplers the epoch.
     """
 
-    def __init__(self, stream: _Stream, batches: int, *, epoch: int, start_batch: int, **options: Any):
-        self._stream, self._batches, self._options = stream, batches, options
+    def __init__(self, stream: _Stream, *, epoch: int, start_batch: int, **options: Any):
+        self._stream, self._options = stream, options
+        self._collate = _Collate(stream.source, stream.transform)
         self._epoch, self._start = epoch, start_batch
         self.sampler = self
 
@@ -110,15 +152,16 @@ class StreamLoader:
             self._epoch, self._start = epoch, 0
 
     def __len__(self) -> int:
-        return self._batches
+        return self._stream.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        self._stream.epoch, self._stream.start_batch = self._epoch, self._start
-        self._stream.source.dataset.set_epoch(self._epoch)
-        self._stream.source.dataset.set_loader_cfg(num_workers=self._options["num_workers"])
-        batches = DataLoader(self._stream, collate_fn=_Collate(), **self._options)
-        for _, batch in zip(range(self._start, self._batches), batches, strict=False):
-            yield batch
+        stream = self._stream
+        stream.epoch, stream.start_batch = self._epoch, self._start
+        batches = iter(
+            DataLoader(stream, batch_size=stream.batch_size, collate_fn=self._collate, **self._options)
+        )
+        for _ in range(self._start, len(self)):
+            yield next(batches, None) or self._collate([(None, -1, [])])
 
 
 Loader = DataLoader | StreamLoader
@@ -142,22 +185,24 @@ def train_loader(
     batch_size: of a rank. epoch, start_batch: where to begin; `loader.sampler.set_epoch` goes to another epoch's begin.
     `len(loader)` is the number of batches of a whole epoch in any case. Images that fill no batch of all ranks are left
     out.
+
+    The batches are a function of seed, epoch and position, for streams also of world_size and num_workers. For
+    augmentation the process that loads (with num_workers 0, the caller's) seeds its generators before every image.
+
+    Raises DataError where a stream has too few shards for so many ranks and loader processes.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
+    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+    ranks: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
     if isinstance(source, StreamSource):
-        stream = _Stream(source, transform, batch_size=batch_size, seed=seed, training=True)
+        workers = max(1, num_workers)
+        source.check_places(world_size * workers, workers)
         batches = len(source) // (batch_size * world_size)
-        return StreamLoader(stream, batches, epoch=epoch, start_batch=start_batch, drop_last=True, **options)
-    sampler = TrainSampler(
-        len(source),
-        batch_size=batch_size,
-        seed=seed,
-        epoch=epoch,
-        start_batch=start_batch,
-        rank=rank,
-        world_size=world_size,
-    )
-    return _indexed(source, transform, sampler, _Collate(), training=True, **options)
+        stream = _Stream(
+            source, transform, batches=batches, seed=seed, training=True, num_workers=num_workers, **ranks
+        )
+        return StreamLoader(stream, epoch=epoch, start_batch=start_batch, **options)
+    sampler = TrainSampler(len(source), seed=seed, epoch=epoch, start_batch=start_batch, **ranks)
+    return _indexed(source, transform, sampler, training=True, batch_size=batch_size, **options)
 
 
 def eval_loader(
@@ -170,46 +215,35 @@ def eval_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Loader:
-    """Loader of evaluation batches: every image once, over all ranks; what must not be counted has the target -1."""
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
+    """Loader of evaluation batches: every image once, over all ranks; what must not be counted has the target -1.
+
+    All ranks get equally many batches."""
+    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+    ranks: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
     if isinstance(source, StreamSource):
-        stream = _Stream(source, transform, batch_size=batch_size, seed=0, training=False)
-        batches = (
-            -(-len(source) // (batch_size * world_size)) + num_workers
-        )  # a process's last batch may be short
-        return StreamLoader(stream, batches, epoch=0, start_batch=0, **options)
-    sampler = EvalSampler(len(source), batch_size=batch_size, rank=rank, world_size=world_size)
-    return _indexed(
-        source, transform, sampler, _Collate(_shape(source, transform)), training=False, **options
-    )
+        workers = max(1, num_workers)
+        filled = [-(-count // batch_size) for count in source.counts(world_size * workers)]
+        batches = max(sum(filled[first : first + workers]) for first in range(0, len(filled), workers))
+        stream = _Stream(
+            source, transform, batches=batches, seed=0, training=False, num_workers=num_workers, **ranks
+        )
+        return StreamLoader(stream, epoch=0, start_batch=0, **options)
+    sampler = EvalSampler(len(source), **ranks)
+    return _indexed(source, transform, sampler, training=False, batch_size=batch_size, **options)
 
 
 def _indexed(
-    source: ImageSource,
-    transform: Transform,
-    sampler: Any,
-    collate: _Collate,
-    *,
-    training: bool,
-    **options: Any,
+    source: ImageSource, transform: Transform, sampler: Any, *, training: bool, **options: Any
 ) -> DataLoader:
     assert isinstance(source, IndexedSource)
     return DataLoader(
         _Images(source, transform, training=training),
         sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_Collate(source, transform),
         persistent_workers=options["num_workers"] > 0,
         **options,
     )
 
 
-def _shape(source: ImageSource, transform: Transform) -> tuple[int, ...]:
-    """Shape of a transformed image: that of the first one that can be read."""
-    assert isinstance(source, IndexedSource)
-    for index in range(len(source)):
-        try:
-            image: Raw = source.image(index)[0]
-        except BrokenImage:
-            continue
-        return tuple(transform(image).shape)
-    raise DataError(f"none of the {len(source)} images can be read")
+def _none_readable(source: ImageSource, first: Broken) -> DataError:
+    return DataError(f"none of the {len(source)} images can be read; {first.name}: {first.reason}")

@@ -15,6 +15,11 @@ from torch.utils.data import Sampler
 Key = tuple[int, int]
 
 
+def draw(*words: int) -> int:
+    """A seed of 32 bits for a place in a run, such as (seed, epoch)."""
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
 class TrainSampler(Sampler[Key]):
     """A permutation of the images for each epoch; global batch b is its b-th piece of `batch_size * world_size`.
 

@@ -1,38 +1,33 @@
-"""Where images come from: whatever timm reads, and npz arrays."""
+"""Where labelled images come from: what can be read in any order."""
 
 from __future__ import annotations
 
+import functools
 import io
-import os
+import tarfile
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset
-from timm.data.readers.img_extensions import get_img_extensions
-from torch import Tensor
 
-from ..errors import unknown
-from .decode import MAX_PIXELS, BrokenImage, open_image
+from .decode import MAX_PIXELS, MODES, BrokenImage, Raw, open_image, read_image, reason
 from .types import DataError
-
-#: An image before its transform: a picture, or (C, H, W) uint8 where there are not 1, 3 or 4 channels.
-Raw = Image.Image | Tensor
-
-#: Names of timm's for the same split.
-_SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test", "testing"))
 
 
 class ImageSource(ABC):
     """Images with labels.
 
-    class_names: of every label, where the data say them. num_classes: one more than the largest label there can be.
+    channels: of the images. class_names: of every label, where the data say them. num_classes: one more than the
+    largest label there can be, 0 where nobody knows.
     """
 
+    channels: int
     class_names: list[str] | None = None
 
     @abstractmethod
@@ -67,33 +62,79 @@ class ArraySource(IndexedSource):
     """The arrays of an npz file, held in memory as (N, H, W[, C]) uint8.
 
     The file holds `labels` and either `images`, or `jpeg` and `offsets`: encoded pictures of one size, one after the
-    other, which are decoded here. `classes`, if there, are the names.
+    other, which are decoded here. `classes`, if there, are the names; a class_map of names renumbers them.
+
+    Raises DataError for a file that is none of this.
     """
 
-    def __init__(self, path: Path, *, channels: int, limit: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        channels: int,
+        class_map: Mapping[str, int] | None = None,
+        limit: int | None = None,
+    ):
+        self.channels, self._path = channels, path
+        self._broken: dict[int, str] = {}
         try:
             with np.load(path, allow_pickle=False) as file:
-                self._labels = file["labels"][:limit].astype(np.int64).tolist()
+                labels = file["labels"][:limit]
                 if "images" in file:
-                    self._images = file["images"][: len(self._labels)]
+                    self._images = file["images"][:limit]
                 else:
-                    content, ends = file["jpeg"].tobytes(), file["offsets"].tolist()
-                    pictures = (content[ends[i] : ends[i + 1]] for i in range(len(self._labels)))
-                    self._images = np.stack(
-                        [np.asarray(open_image(io.BytesIO(p), channels)) for p in pictures]
-                    )
+                    self._images = self._decode(file["jpeg"].tobytes(), file["offsets"][:limit].tolist())
                 if "classes" in file:
                     self.class_names = [str(name) for name in file["classes"]]
-        except (OSError, KeyError, ValueError) as error:
+        except PermissionError:
+            raise
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"cannot read {path}: {error}. Expected an npz file with `labels` and `images`, or `jpeg` and `offsets`"
             ) from error
-        found = 1 if self._images.ndim == 3 else self._images.shape[3]
-        if found != channels or self._images.dtype != np.uint8:
+        self._check(labels)
+        self._labels = labels.astype(np.int64).tolist()
+        if self.class_names and class_map:
+            self._renumber(class_map)
+
+    def _decode(self, content: bytes, offsets: list[int]) -> np.ndarray:
+        """(N, H, W[, C]) from encoded pictures; a broken one is noted, and becomes zeros."""
+        pictures: list[np.ndarray | None] = []
+        for index, (start, end) in enumerate(zip(offsets, [*offsets[1:], None])):
+            try:
+                picture = np.asarray(open_image(io.BytesIO(content[start:end]), self.channels))
+            except BrokenImage as error:
+                self._broken[index], picture = str(error), None
+            pictures.append(picture)
+        zeros = np.zeros_like(next((p for p in pictures if p is not None), np.uint8(0)))
+        return np.stack([zeros if picture is None else picture for picture in pictures])
+
+    def _check(self, labels: np.ndarray) -> None:
+        found = self._images.shape[3] if self._images.ndim == 4 else 1
+        if found != self.channels or self._images.ndim < 3 or self._images.dtype != np.uint8:
             raise DataError(
-                f"{path} holds {self._images.dtype} images of {found} channels: expected uint8 of {channels} (in_chans)"
+                f"{self._path} holds {self._images.dtype} images {self._images.shape}: expected uint8 of "
+                f"{self.channels} channels (in_chans)"
             )
-        self._path, self._pictures = path, channels in (1, 3, 4)
+        if labels.shape != (len(self._images),) or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"{self._path} holds {len(self._images)} images and {labels.dtype} labels {labels.shape}: expected a "
+                "whole number for each image"
+            )
+        if not len(labels) or labels.min() < 0:
+            raise DataError(f"{self._path}: expected images, and labels from 0 on")
+        if self.class_names and labels.max() >= len(self.class_names):
+            raise DataError(
+                f"{self._path} names {len(self.class_names)} classes and has the label {labels.max()}"
+            )
+
+    def _renumber(self, class_map: Mapping[str, int]) -> None:
+        assert self.class_names is not None
+        names = [self.class_names[label] for label in self._labels]
+        if strangers := sorted(set(names) - set(class_map)):
+            raise DataError(foreign(self._path, strangers))
+        self._labels = [class_map[name] for name in names]
+        self.class_names = names_of(class_map)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -103,26 +144,36 @@ class ArraySource(IndexedSource):
         return len(self.class_names) if self.class_names else max(self._labels) + 1
 
     def image(self, index: int) -> tuple[Raw, int]:
-        pixels = self._images[index]
-        if self._pictures:
-            return Image.fromarray(pixels.squeeze()), self._labels[index]
-        return torch.from_numpy(pixels).permute(2, 0, 1), self._labels[index]
+        if index in self._broken:
+            raise BrokenImage(self._broken[index])
+        pixels, label = self._images[index], self._labels[index]
+        if self.channels not in MODES:
+            return torch.from_numpy(pixels).permute(2, 0, 1), label
+        if pixels.ndim == 3 and self.channels == 1:
+            pixels = pixels[..., 0]
+        return Image.fromarray(pixels), label
 
     def name(self, index: int) -> str:
         return f"{self._path.name}[{index}]"
 
 
 class ReaderSource(IndexedSource):
-    """What timm reads by index: folders, tar files, torchvision's and Hugging Face's datasets."""
+    """What timm reads by index: folders, tar files, torchvision's and Hugging Face's datasets.
 
-    def __init__(self, dataset: Any, *, channels: int, limit: int | None, max_pixels: int):
-        self._reader = getattr(dataset, "reader", dataset)
-        self._channels, self._max_pixels = channels, max_pixels
-        self._length = min(len(self._reader), limit or len(self._reader))
-        found = getattr(self._reader, "class_to_idx", None) or {}
+    dataset: timm's or torchvision's.
+    """
+
+    def __init__(
+        self, dataset: Any, *, channels: int, limit: int | None = None, max_pixels: int = MAX_PIXELS
+    ):
+        self._reader = reader = getattr(dataset, "reader", dataset)
+        self.channels, self._max_pixels = channels, max_pixels
+        self._length = len(reader) if limit is None else min(len(reader), limit)
+        if hasattr(reader, "loader"):  # torchvision's folders: the file, to be decoded here
+            reader.loader = functools.partial(open, mode="rb")
+        found = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
         self._classes = max(found.values()) + 1 if found else 0
-        if sorted(found.values()) == list(range(len(found))):
-            self.class_names = sorted(found, key=found.get) or None  # pyright: ignore
+        self.class_names = names_of(found)
 
     def __len__(self) -> int:
         return self._length
@@ -130,192 +181,35 @@ class ReaderSource(IndexedSource):
     @property
     def num_classes(self) -> int:
         if not self._classes:  # a reader without names: count
-            self._classes = 1 + max(int(self._reader[i][1]) for i in range(self._length))
+            labels = getattr(self._reader, "iter_targets", lambda: (item[1] for item in self._reader))
+            self._classes = 1 + max(map(int, labels()))
         return self._classes
 
     def image(self, index: int) -> tuple[Raw, int]:
         try:
             file, label = self._reader[index][:2]
-            if self._channels in (1, 3, 4):
-                return open_image(file, self._channels, self._max_pixels), int(label)
-            pixels = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise BrokenImage(getattr(error, "strerror", None) or str(error)) from error
-        if pixels.ndim != 3 or pixels.shape[2] != self._channels or pixels.dtype != np.uint8:
-            raise BrokenImage(f"{pixels.dtype} {pixels.shape}: expected uint8 (H, W, {self._channels})")
-        return torch.from_numpy(pixels).permute(2, 0, 1), int(label)
+        except (OSError, ValueError, AssertionError, tarfile.TarError) as error:
+            raise BrokenImage(reason(error)) from error
+        with file:
+            return read_image(file, self.channels, self._max_pixels), int(label)
 
     def name(self, index: int) -> str:
+        rows = hasattr(self._reader, "iter_targets")  # of a table, which may hold no name, or one twice
         try:
-            return self._reader.filename(index)
+            name = self._reader.filename(index)
         except (AssertionError, AttributeError, NotImplementedError):
             return f"image {index}"
+        return (f"row {index} ({name})" if name else f"row {index}") if rows else name
 
 
-class StreamSource(ImageSource):
-    """What timm reads in one direction only: WebDataset shards, Hugging Face's streams. Already decoded by the reader,
-    which shares the shards among ranks and loader processes, and skips and logs what it cannot decode."""
-
-    def __init__(self, dataset: Any, *, num_samples: int | None, class_names: Sequence[str] | None = None):
-        self.dataset = dataset
-        self._length = num_samples if num_samples is not None else len(dataset)
-        self.class_names = list(class_names) if class_names else None
-        if self._length == 0:
-            raise DataError("nobody knows how many images the stream has: set data.num_samples")
-
-    def __len__(self) -> int:
-        return self._length
-
-    @property
-    def num_classes(self) -> int:
-        """Known only where the classes are named; 0 otherwise, so that any network passes."""
-        return len(self.class_names or ())
-
-    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
-        return iter(self.dataset.reader)
+def names_of(class_to_idx: Mapping[Any, int]) -> list[str] | None:
+    """The names in the order of their labels; None unless each label from 0 on has one."""
+    if not class_to_idx or sorted(class_to_idx.values()) != list(range(len(class_to_idx))):
+        return None
+    return [str(name) for name in sorted(class_to_idx, key=class_to_idx.__getitem__)]
 
 
-def open_dataset(
-    root: str | os.PathLike[str],
-    *,
-    split: str,
-    name: str = "",
-    channels: int = 3,
-    training: bool = False,
-    class_map: str | Mapping[str, int] | None = None,
-    limit: int | None = None,
-    num_samples: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    seed: int = 0,
-    batch_size: int = 1,
-) -> ImageSource:
-    """Open the images of a split.
-
-    root: a folder, a tar file, an npz file, or what the reader named by `name` wants.
-    split: the split's folder below `root` (or a synonym of timm's, such as val for validation), the part of an npz
-        file's name behind the last `_`, or the reader's own name for it. "": `root` itself.
-    name: timm's reader: "" for folders and tar files, or "wds/", "hfds/NAME", "hfids/NAME", "torch/NAME". Folders that
-        hold npz files are read as those.
-    channels: of the images; 1, 3 and 4 are read from any picture, other numbers from uint8 .npy files (H, W, C) in
-        class folders, or npz arrays.
-    class_map: class name -> label, or a file of the names in their order. Folders that it does not name are an error.
-    limit: the first so many images only. num_samples: the length of a stream that does not say it.
-
-    Raises DataError where there is nothing to read, and says what there is.
-    """
-    path = Path(root)
-    prefix = name.partition("/")[0].lower() if "/" in name else name
-    if prefix in ("hfds", "hfids", "torch"):
-        return _timm(
-            name, root, split, channels, training, class_map, limit, num_samples, max_pixels, seed, batch_size
-        )
-    if not path.exists():
-        siblings = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(unknown("data", str(root), siblings) if siblings else f"there is no {root}")
-    try:
-        if prefix == "wds":
-            if not any((path / info).is_file() for info in ("_info.json", "info.json")):
-                raise DataError(
-                    f"{path} has no _info.json, which names the shards of every split and their lengths"
-                )
-        elif arrays := _arrays(path, split):
-            source = ArraySource(arrays, channels=channels, limit=limit)
-            return source
-        elif path.is_dir():
-            path = _split_folder(path, split)
-            _check_folders(path, channels)
-        source = _timm(
-            name, path, split, channels, training, class_map, limit, num_samples, max_pixels, seed, batch_size
-        )
-    except PermissionError as error:
-        raise DataError(f"cannot read {error.filename or root}: {error.strerror}") from error
-    if isinstance(class_map, Mapping) and path.is_dir() and prefix == "":
-        strangers = sorted({p.name for p in path.iterdir() if p.is_dir()} - set(class_map))
-        if strangers:
-            raise DataError(
-                f"{path} has classes that the training images have not: {', '.join(strangers[:10])}"
-            )
-    return source
-
-
-def _timm(
-    name: str,
-    root: Any,
-    split: str,
-    channels: int,
-    training: bool,
-    class_map: Any,
-    limit: int | None,
-    num_samples: int | None,
-    max_pixels: int,
-    seed: int,
-    batch_size: int,
-) -> ImageSource:
-    extra = {} if channels in (1, 3, 4) else {"input_key": ".npy"}
-    try:
-        dataset = create_dataset(
-            name,
-            root=str(root),
-            split=split,
-            search_split=False,
-            is_training=training,
-            class_map=class_map,  # pyright: ignore
-            batch_size=batch_size,
-            num_samples=num_samples,
-            seed=seed,
-            input_img_mode={1: "L", 3: "RGB", 4: "RGBA"}.get(channels, "RGB"),
-            **extra,  # pyright: ignore
-        )
-    except (AssertionError, ImportError, KeyError, RuntimeError) as error:
-        raise DataError(f"timm cannot read {name or 'the images'} from {root}: {error}") from error
-    if isinstance(dataset, torch.utils.data.IterableDataset):
-        return StreamSource(dataset, num_samples=num_samples)
-    return ReaderSource(dataset, channels=channels, limit=limit, max_pixels=max_pixels)
-
-
-def _arrays(path: Path, split: str) -> Path | None:
-    """The npz file of a split, None if there is none at all. Raises DataError if there are only other splits'."""
-    if path.suffix == ".npz":
-        return path
-    there = sorted(path.glob("*.npz")) if path.is_dir() else []
-    splits = {file.stem.rpartition("_")[2]: file for file in there}
-    for name in _synonyms(split):
-        if name in splits:
-            return splits[name]
-    if there:
-        raise DataError(f"{path}: " + unknown("split", split, splits))
-    return None
-
-
-def _synonyms(split: str) -> list[str]:
-    return [split, *(name for names in _SYNONYMS if split in names for name in names)]
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    if not split:
-        return root
-    for name in _synonyms(split):
-        if (root / name).is_dir():
-            return root / name
-    there = sorted(p.name for p in root.iterdir() if p.is_dir())
-    raise DataError(
-        f"{root}: "
-        + (unknown("split", split, there[:20]) if there else f"there is no folder {split!r} in it")
-    )
-
-
-def _check_folders(folder: Path, channels: int) -> None:
-    """Raise DataError for a class folder without a single image: its class would be missing, the others renumbered."""
-    types = set(get_img_extensions(as_set=True)) if channels in (1, 3, 4) else {".npy"}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not _holds(entry, types):
-            raise DataError(f"the class folder {entry} holds no image ({', '.join(sorted(types))})")
-
-
-def _holds(folder: Path, types: set[str]) -> bool:
-    """Whether there is a file of these types in the folder or below it. Looks no further than the first."""
-    return any(
-        os.path.splitext(file)[1].lower() in types
-        for _, _, files in os.walk(folder, followlinks=True)
-        for file in files
-    )
+def foreign(place: object, names: list[str]) -> str:
+    """Message for classes that a class map does not have."""
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return f"{place} has classes that are not among those known (of the class map, or of training): {shown}"

@@ -21,7 +21,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2 as T
 
 from ..config import check_literals, check_range
-from .source import Raw
+from .decode import MODES, Raw
 from .types import DataError
 
 Transform = Callable[[Raw], torch.Tensor]
@@ -69,16 +69,19 @@ class Augmentation:
 def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> Transform:
     """Training transform: image -> (C, H, W) float32, normalised. data_config: as timm resolves it.
 
-    Raises DataError for changes of colour where the channels are no colours.
+    Mean and std count for every channel; where their number is another, all channels get their average.
+
+    Raises DataError for changes of colour where the channels are no colours, and for policies over transparency.
     """
     a, (channels, height, width) = augmentation, data_config["input_size"]
     mean, std = _statistics(data_config)
-    pictures = channels in (1, 3, 4)
-    if not pictures and (a.auto_augment or a.color_jitter):
+    if channels not in MODES and (a.auto_augment or a.color_jitter):
         raise DataError(
-            f"augmentation: auto_augment and color_jitter need pictures, these have {channels} channels"
+            f"augmentation: auto_augment and color_jitter need pictures, these images have {channels} channels"
         )
-    if pictures and a.crop != "pad":
+    if channels == 4 and a.auto_augment:
+        raise DataError("augmentation: auto_augment needs 1 or 3 channels, not the 4 with transparency")
+    if channels in MODES and a.crop != "pad":
         transform: Any = create_transform(
             (channels, height, width),
             is_training=True,
@@ -98,22 +101,7 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
         )
         return _keep_a_bit(transform)
 
-    if a.crop == "pad":
-        crop: Any = T.RandomCrop((height, width), padding=a.pad, pad_if_needed=True)
-    else:
-        crop = T.RandomResizedCrop((height, width), a.scale, a.ratio, antialias=True)
-    steps = [crop, T.RandomHorizontalFlip(a.hflip), T.RandomVerticalFlip(a.vflip)]
-    if a.auto_augment is not None:
-        fill = {
-            "translate_const": round(0.45 * min(height, width)),
-            "img_mean": tuple(round(255 * m) for m in mean),
-        }
-        makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
-        steps.append(
-            makers.get(a.auto_augment.partition("-")[0], auto_augment_transform)(a.auto_augment, fill)
-        )
-    elif a.color_jitter:
-        steps.append(T.ColorJitter(*[a.color_jitter] * 3))
+    steps: list[Any] = [*_geometry(a, height, width), *_colours(a, min(height, width), mean)]
     steps += _to_tensor(mean, std)
     if a.re_prob:
         steps.append(RandomErasing(a.re_prob, mode=a.re_mode, max_count=a.re_count, device="cpu"))
@@ -123,12 +111,12 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
 def eval_transform(data_config: dict[str, Any], size: int | None = None) -> Transform:
     """Evaluation transform: resize to size / crop_pct, cut the centre out, normalise.
 
-    size: another side than the data_config's, with the same crop_pct.
+    size: another side than the data_config's, with the same crop_pct. Mean and std as in `train_transform`.
     """
     channels, *side = data_config["input_size"]
     height, width = (size, size) if size is not None else side
     mean, std = _statistics(data_config)
-    if channels in (1, 3, 4):
+    if channels in MODES:
         return create_transform(  # pyright: ignore
             (channels, height, width),
             interpolation=data_config["interpolation"],
@@ -141,6 +129,23 @@ def eval_transform(data_config: dict[str, Any], size: int | None = None) -> Tran
     mode = T.InterpolationMode(data_config["interpolation"])
     resize = T.Resize(resized[0] if height == width else resized, mode, antialias=True)
     return T.Compose([resize, T.CenterCrop((height, width)), *_to_tensor(mean, std)])
+
+
+def _geometry(a: Augmentation, height: int, width: int) -> list[Any]:
+    if a.crop == "pad":
+        crop: Any = T.RandomCrop((height, width), padding=a.pad, pad_if_needed=True)
+    else:
+        crop = T.RandomResizedCrop((height, width), a.scale, a.ratio, antialias=True)
+    return [crop, T.RandomHorizontalFlip(a.hflip), T.RandomVerticalFlip(a.vflip)]
+
+
+def _colours(a: Augmentation, side: int, mean: tuple[float, ...]) -> list[Any]:
+    if a.auto_augment is not None:
+        makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+        make: Any = makers.get(a.auto_augment.partition("-")[0], auto_augment_transform)
+        fill = {"translate_const": round(0.45 * side), "img_mean": tuple(round(255 * m) for m in mean)}
+        return [make(a.auto_augment, fill)]
+    return [T.ColorJitter(*[a.color_jitter] * 3)] if a.color_jitter else []
 
 
 def _statistics(data_config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -157,9 +162,10 @@ def _to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[Any]:
 
 
 def _keep_a_bit(transform: Any) -> Transform:
-    """Stop timm's increasing posterization at one bit: at full strength it asks for none, which Pillow refuses."""
+    """Stop timm's posterization at one bit: at full strength it asks for none, which Pillow refuses."""
     for step in transform.transforms:
-        for op in getattr(step, "ops", ()):
+        policy = [op for ops in getattr(step, "policy", ()) for op in ops]
+        for op in (*getattr(step, "ops", ()), *policy):
             if isinstance(op, AugmentOp) and op.aug_fn is posterize:
                 op.aug_fn = _posterize
     return transform

@@ -10,6 +10,10 @@ from torch import Tensor
 class DataError(ValueError):
     """Data that are missing, empty, or broken beyond the allowed share."""
 
+    def __init__(self, message: str):
+        # From a loader process it arrives as the text of a traceback, which ends with the message.
+        super().__init__(message.rpartition(f"{__name__}.DataError: ")[2].rstrip())
+
 
 class Broken(NamedTuple):
     """An image that could not be used."""

@@ -1,4 +1,7 @@
-"""From pixels to the first map, at a quarter of the image's size, and from one stage to the next."""
+"""From pixels to the first map, and from one stage to the next.
+
+`patch_size` is the side of the square of pixels that becomes a pixel of the first map: 4 as published, 2 for small images.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ Downsample = Literal["merge", "conv2", "conv3"]
 
 
 class Stem(nn.Sequential):
-    """A chain of `ConvNorm`, whose output is (B, C, ceil(H/4), ceil(W/4)) in channels-last memory."""
+    """A chain of `ConvNorm`, whose output is in channels-last memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -22,25 +25,35 @@ class Stem(nn.Sequential):
         return x
 
 
-def patch_stem(in_chans: int, dim: int, *, norm: Norm, device=None, dtype=None) -> Stem:
-    """One 4x4 convolution of stride 4 (VMamba's stem v1). Side n becomes n // 4."""
+def patch_stem(
+    in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device=None, dtype=None
+) -> Stem:
+    """One convolution of a patch, at the stride of a patch (VMamba's stem v1). Side n becomes n // patch_size."""
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
-    return Stem(ConvNorm(in_chans, dim, 4, stride=4, padding=0, norm=norm, **dd))
+    return Stem(ConvNorm(in_chans, dim, patch_size, stride=patch_size, padding=0, norm=norm, **dd))
 
 
 def conv_stem(
-    in_chans: int, dim: int, *, norm: Norm, bias: bool = True, extra: bool = False, device=None, dtype=None
+    in_chans: int,
+    dim: int,
+    *,
+    norm: Norm,
+    patch_size: int = 4,
+    bias: bool = True,
+    extra: bool = False,
+    device=None,
+    dtype=None,
 ) -> Stem:
-    """Two 3x3 convolutions of stride 2, GELU between (VMamba's stem v2, SparX's v1).
+    """Two 3x3 convolutions, GELU between (VMamba's stem v2, SparX's v1), of strides 2 and patch_size / 2.
 
-    extra: a third one of stride 1 in the middle (SparX's stem v2). Side n becomes ceil(n / 4).
+    extra: a third one of stride 1 in the middle (SparX's stem v2). Side n becomes ceil(n / patch_size).
     """
     dd: dict[str, Any] = {"norm": norm, "bias": bias, "device": device, "dtype": dtype}
     half = dim // 2
     return Stem(
         ConvNorm(in_chans, half, 3, stride=2, padding=1, act=True, **dd),
         *([ConvNorm(half, half, 3, stride=1, padding=1, act=True, **dd)] if extra else []),
-        ConvNorm(half, dim, 3, stride=2, padding=1, **dd),
+        ConvNorm(half, dim, 3, stride=patch_size // 2, padding=1, **dd),
     )
 
 

@@ -104,7 +104,7 @@ class Backbone(nn.Module):
     """Stem, stages, norm, pooling head: timm's model contract over any stages.
 
     Images (B, in_chans, H, W) of any size become logits (B, num_classes), or a pyramid of maps at strides 4, 8, 16, 32
-    through `forward_intermediates` and timm's `features_only=True`.
+    (p, 2 p, 4 p, 8 p for patch_size p) through `forward_intermediates` and timm's `features_only=True`.
 
     out_norms: one norm per stage, applied to every map of the pyramid but not to what the next stage receives: the
         form in which both papers attach detection and segmentation heads.
@@ -117,6 +117,7 @@ class Backbone(nn.Module):
         stages: Sequence[Stage],
         dims: Sequence[int],
         norm: nn.Module,
+        patch_size: int = 4,
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -134,7 +135,8 @@ class Backbone(nn.Module):
         self.pos_embed = pos_embed if pos_embed is not None else nn.Identity()
         self.stages = nn.Sequential(*stages)
         self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+            {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"stages.{i}"}
+            for i, dim in enumerate(dims)
         ]
         self.norm = norm
         self.head = ClassifierHead(

@@ -56,7 +56,7 @@ class SparXConfig:
     d_state, ssm_ratio, d_conv: of the scans. window_size: side of the attention windows. heads: of the windows per
         stage, near one for 32 channels if None.
     ffn: "conv" or "mlp". dpe: dynamic position encoding. layer_scale: per stage.
-    stem: "conv" (published stem v1), "conv_extra" (v2) or "patch". downsample: "conv3" or "merge".
+    stem: "conv" (published stem v1), "conv_extra" (v2) or "patch". patch_size: see `layers.stem`. downsample: "conv3" or "merge".
     """
 
     depths: tuple[int, ...] = (2, 2, 7, 2)
@@ -82,6 +82,7 @@ class SparXConfig:
     dpe: bool = True
     layer_scale: tuple[bool, ...] = (False, False, True, True)
     stem: Literal["conv", "conv_extra", "patch"] = "conv"
+    patch_size: Literal[2, 4] = 4
     downsample: Literal["conv3", "merge"] = "conv3"
 
     def __post_init__(self) -> None:
@@ -174,9 +175,17 @@ class SparX(Backbone):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         c = config
         if c.stem == "patch":
-            stem = patch_stem(in_chans, c.dims[0], norm="bn", **dd)
+            stem = patch_stem(in_chans, c.dims[0], norm="bn", patch_size=c.patch_size, **dd)
         else:
-            stem = conv_stem(in_chans, c.dims[0], norm="bn", bias=False, extra=c.stem == "conv_extra", **dd)
+            stem = conv_stem(
+                in_chans,
+                c.dims[0],
+                norm="bn",
+                patch_size=c.patch_size,
+                bias=False,
+                extra=c.stem == "conv_extra",
+                **dd,
+            )
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(c.depths), stagewise=True)
         stages = []
         for i, (dim, plan) in enumerate(zip(c.dims, c.plans(), strict=True)):
@@ -193,6 +202,7 @@ class SparX(Backbone):
             stem=stem,
             stages=stages,
             dims=c.dims,
+            patch_size=c.patch_size,
             norm=make_norm("gn", c.dims[-1], **dd),
             num_classes=num_classes,
             in_chans=in_chans,

@@ -27,25 +27,21 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
 COLUMNS = (
     "setting", "table", "row", "seed", "params", "mflops", "epochs", "train_images",
-    "top1", "top5", "val_loss", "train_loss", "train_seconds", "memory_gib", "date", "torch", "machine",
+    "top1", "top5", "val_loss", "train_loss", "train_seconds", "cpu_seconds", "memory_gib", "date", "torch", "machine",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A network of a table: its name in timm's registry, its arguments, and where it departs from recipe.yaml."""
+    """A network of a table: its name in timm's registry and the arguments that make it this row."""
 
     name: str
     model: str
     args: dict = field(default_factory=dict)
-    options: tuple[str, ...] = ()
 
 
 #: A network of timm's with the same number of parameters and of layers.
 _CONVNEXT = {"depths": [1, 1, 6, 1], "dims": [32, 64, 128, 244]}
-
-#: Plain window attention diverges at the recipe's learning rate (table "swin-lr"): both Swin networks take a lower one.
-_LOW = ("--optimizer.lr=1e-3",)
 
 TABLES: dict[str, list[Row]] = {
     # Do the connections help? Equal parameters, equal images.
@@ -53,35 +49,43 @@ TABLES: dict[str, list[Row]] = {
         Row(name="sparx_mamba_nano", model="sparx_mamba_nano"),
         Row(name="sparx_mamba_nano_plain", model="sparx_mamba_nano_plain"),
         Row(name="vmamba_nano", model="vmamba_nano"),
-        Row(name="sparx_swin_nano", model="sparx_swin_nano", options=_LOW),
-        Row(name="sparx_swin_nano_plain", model="sparx_swin_nano_plain", options=_LOW),
+        Row(name="sparx_swin_nano", model="sparx_swin_nano"),
+        Row(name="sparx_swin_nano_plain", model="sparx_swin_nano_plain"),
         Row(name="convnext (timm)", model="convnext_atto", args=_CONVNEXT),
-    ],
-    # Why the Swin rows above have a learning rate of their own.
-    "swin-lr": [
-        Row(name="sparx_swin_nano, lr 4e-3", model="sparx_swin_nano"),
-        Row(name="sparx_swin_nano_plain, lr 4e-3", model="sparx_swin_nano_plain"),
     ],
     # SparX's Table 7 in small: in the third stage (5 layers), the stride S and the window M.
     "stride-window": [
         Row(name=f"S={s} M={m}", model="sparx_mamba_nano", args={"stride": [1, 1, s, 1], "window": m})
         for s, m in ((1, 1), (1, 3), (2, 1), (2, 3), (3, 3))
     ],
-    # VMamba's Table 5 in small.
+    # VMamba's Table 5 in small. Patches of 2 pixels, since on maps of 2 x 2 pixels all routes are nearly the same.
     "scan": [
-        Row(name=scan, model="vmamba_nano", args={"scan": scan})
+        Row(name=scan, model="vmamba_nano", args={"scan": scan, "patch_size": 2})
         for scan in ("unidi", "bidi", "cascade2d", "cross2d")
     ],
 }
 
-#: Images, epochs, and what else a setting changes. `gpu` is the larger one.
-SETTINGS: dict[str, list[str]] = {
-    "small": [],
-    "gpu": [
-        "--data.train_limit=null", "--data.batch_size=256", "--data.workers=8", "--trainer.max_epochs=200",
-        "--trainer.accelerator=gpu", "--trainer.precision=bf16-mixed", "--schedule.warmup_epochs=10",
-        "--data.augmentation.auto_augment=rand-m9-mstd0.5-inc1", "--model.mixing.cutmix=1.0", "--ema.decay=0.9998",
-    ],
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all rows of a table change in recipe.yaml (options) and in their networks (args)."""
+
+    options: tuple[str, ...] = ()
+    args: dict = field(default_factory=dict)
+
+
+#: `gpu` is the larger one: all images, larger maps, longer.
+SETTINGS = {
+    "small": Setting(),
+    "gpu": Setting(
+        args={"patch_size": 2},
+        options=(
+            "--data.train_limit=null", "--data.batch_size=256", "--data.workers=8", "--trainer.max_epochs=200",
+            "--trainer.accelerator=gpu", "--trainer.precision=bf16-mixed", "--schedule.warmup_epochs=10",
+            "--data.augmentation.auto_augment=rand-m9-mstd0.5-inc1", "--model.mixing.cutmix=1.0",
+            "--model.drop_path_rate=0.1", "--ema.decay=0.9998",
+        ),
+    ),
 }  # fmt: skip
 
 
@@ -95,6 +99,11 @@ class Run:
     @property
     def key(self) -> tuple[str, str, str, str]:
         return self.setting, self.table, self.row.name, str(self.seed)
+
+    @property
+    def args(self) -> dict:
+        """Arguments of the network."""
+        return SETTINGS[self.setting].args | self.row.args
 
 
 def main() -> int:
@@ -154,20 +163,21 @@ def fit(run: Run, args: argparse.Namespace) -> dict | None:
     folder = args.output / name.replace(" ", "_").replace(",", "")
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable, "-m", "ganglion", "fit", f"--config={HERE / 'recipe.yaml'}", *SETTINGS[run.setting],
+        sys.executable, "-m", "ganglion", "fit", f"--config={HERE / 'recipe.yaml'}", *SETTINGS[run.setting].options,
         f"--output={folder}", f"--data.root={args.data}", f"--seed_everything={run.seed}",
-        f"--model.name={run.row.model}", *run.row.options,
+        f"--model.name={run.row.model}",
     ]  # fmt: skip
-    if run.row.args:
-        command.append(f"--model.model_args={run.row.args}")
+    if run.args:
+        command.append(f"--model.model_args={run.args}")
     environment = dict(os.environ)
     if run.setting == "small":
         environment |= {"OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
     with open(folder / "output.txt", "a") as output:
-        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        _, status, used = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
-    if status:
+    if status := os.waitstatus_to_exitcode(status):
         tail = (folder / "output.txt").read_text()[-2000:]
         print(f"{name}: exit status {status}\n{tail}", flush=True)
         return None
@@ -179,6 +189,7 @@ def fit(run: Run, args: argparse.Namespace) -> dict | None:
         "val_loss": rows[-1]["val/loss"],
         "train_loss": rows[-1]["train/loss"],
         "train_seconds": round(sum(float(row["train_seconds"]) for row in rows), 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "memory_gib": rows[-1]["memory_gib"],
     }
     print(f"{name}: top-1 {float(result['top1']):.2f} % in {seconds / 60:.1f} min", flush=True)
@@ -195,9 +206,10 @@ def describe(run: Run, folder: Path) -> dict:
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     cost = complexity(
-        timm.create_model(run.row.model, num_classes=10, device="meta", **run.row.args), (32, 32)
+        timm.create_model(run.row.model, num_classes=10, device="meta", **run.args), (32, 32)
     )
-    machine = f"{platform.machine()}, 1 core" if run.setting == "small" else torch.cuda.get_device_name()
+    cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, 1 core"
+    machine = cpu if run.setting == "small" else torch.cuda.get_device_name()
     return {
         "setting": run.setting, "table": run.table, "row": run.row.name, "seed": run.seed,
         "params": cost.params, "mflops": round(cost.flops / 1e6, 3),
@@ -230,16 +242,19 @@ def print_tables() -> None:
     for setting, table in dict.fromkeys((row["setting"], row["table"]) for row in results):
         rows = [row for row in results if (row["setting"], row["table"]) == (setting, table)]
         print(f"\n{table}, {setting}: {rows[0]['train_images']} images, {rows[0]['epochs']} epochs\n")
-        print("| network | params M | MFLOPs | seeds | top-1 % | training min |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        print("| network | params M | MFLOPs | seeds | top-1 % | loss, training | loss, test | CPU min |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for name in dict.fromkeys(row["row"] for row in rows):
             of = [row for row in rows if row["row"] == name]
             top1 = [float(row["top1"]) for row in of]
             spread = f" +- {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-            minutes = statistics.mean(float(row["train_seconds"]) for row in of) / 60
+            train, test, seconds = (
+                statistics.mean(float(row[column]) for row in of)
+                for column in ("train_loss", "val_loss", "cpu_seconds")
+            )
             print(
                 f"| {name} | {int(of[0]['params']) / 1e6:.3f} | {float(of[0]['mflops']):.2f} | {len(of)} "
-                f"| {statistics.mean(top1):.2f}{spread} | {minutes:.1f} |"
+                f"| {statistics.mean(top1):.2f}{spread} | {train:.3f} | {test:.3f} | {seconds / 60:.1f} |"
             )
 
 

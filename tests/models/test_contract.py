@@ -104,6 +104,18 @@ def test_the_pyramid_has_four_maps_at_their_strides(model):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_patches_of_two_pixels(name):
+    usual, small = (timm.create_model(name, features_only=True, patch_size=p).eval() for p in (4, 2))
+    assert small.feature_info.reduction() == [2, 4, 8, 16]
+    behind = [{k: v.shape for k, v in m.state_dict().items() if "stages" in k} for m in (usual, small)]
+    assert behind[0] == behind[1]
+    with torch.no_grad():
+        assert [tuple(m.shape[2:]) for m in small(picture(50, 34))] == [(25, 17), (13, 9), (7, 5), (4, 3)]
+    with pytest.raises(ValueError, match="patch_size"):
+        timm.create_model(name, patch_size=3)
+
+
 def test_out_norms_normalise_the_pyramid_only(model):
     name = model.default_cfg["architecture"]
     torch.manual_seed(0)

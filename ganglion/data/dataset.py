@@ -111,7 +111,15 @@ class _Request:
                 )
         except PermissionError:
             raise
-        except (AssertionError, ImportError, LookupError, OSError, RuntimeError, ValueError) as error:
+        except (
+            AssertionError,
+            ImportError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise DataError(
                 f"timm cannot read {self.name or 'the images'} ({self.split}) from {self.root}: {error}"
             ) from error
@@ -141,6 +149,8 @@ def _open(request: _Request, prefix: str, **options: Any) -> ImageSource:
         path = _split_folder(path, request.split)
         _check_folders(path, request)
         return ReaderSource(_at(request, path).create(), **options)
+    if path.suffix != ".tar":
+        raise DataError(f"{path} is neither a folder, nor a .tar, nor an .npz file")
     # Open tar files have one position, which forked loader processes would share.
     return ReaderSource(request.create(cache_tarfiles=False), **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from typing import Any
 
@@ -26,15 +27,15 @@ class BrokenImage(ValueError):
 
 
 def read_image(file: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Raw:
-    """The image in a path or binary stream: by `open_image`, or, where pictures have not so many channels, an .npy
-    array (H, W, C) of uint8, returned as (C, H, W).
+    """The image in a binary stream: by `open_image`, or, where pictures have not so many channels, an .npy array
+    (H, W, C) of uint8, returned as (C, H, W).
 
     Raises BrokenImage.
     """
     if channels in MODES:
         return open_image(file, channels, max_pixels)
     try:
-        pixels = np.load(file, allow_pickle=False)
+        pixels = np.load(io.BytesIO(file.read()), allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         raise BrokenImage(reason(error)) from error
     if pixels.ndim != 3 or pixels.shape[2] != channels or pixels.dtype != np.uint8:

@@ -95,7 +95,8 @@ class _Stream(IterableDataset[_Sample]):
 
     def __iter__(self) -> Iterator[_Sample]:
         info = get_worker_info()
-        worker = info.id if info is not None else 0
+        # The loader asks its first process first: it takes the part of the one whose turn it is.
+        worker = (self.start_batch + (info.id if info is not None else 0)) % self.workers
         return self._train(worker) if self.training else self._evaluate(worker)
 
     def _evaluate(self, worker: int) -> Iterator[_Sample]:

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class ArraySource(IndexedSource):
     """The arrays of an npz file, held in memory as (N, H, W[, C]) uint8.
 
     The file holds `labels` and either `images`, or `jpeg` and `offsets`: encoded pictures of one size, one after the
-    other, which are decoded here. `classes`, if there, are the names; a class_map of names renumbers them.
+    other, which are decoded here, and where each begins and the last one ends. `classes`, if there, are the names; a
+    class_map of names renumbers them.
 
     Raises DataError for a file that is none of this.
     """
@@ -83,7 +85,9 @@ class ArraySource(IndexedSource):
                 if "images" in file:
                     self._images = file["images"][:limit]
                 else:
-                    self._images = self._decode(file["jpeg"].tobytes(), file["offsets"][:limit].tolist())
+                    self._images = self._decode(
+                        file["jpeg"].tobytes(), file["offsets"][: len(labels) + 1].tolist()
+                    )
                 if "classes" in file:
                     self.class_names = [str(name) for name in file["classes"]]
         except PermissionError:
@@ -98,9 +102,9 @@ class ArraySource(IndexedSource):
             self._renumber(class_map)
 
     def _decode(self, content: bytes, offsets: list[int]) -> np.ndarray:
-        """(N, H, W[, C]) from encoded pictures; a broken one is noted, and becomes zeros."""
+        """(N, H, W[, C]) from N encoded pictures between N + 1 offsets; a broken one is noted, and becomes zeros."""
         pictures: list[np.ndarray | None] = []
-        for index, (start, end) in enumerate(zip(offsets, [*offsets[1:], None])):
+        for index, (start, end) in enumerate(pairwise(offsets)):
             try:
                 picture = np.asarray(open_image(io.BytesIO(content[start:end]), self.channels))
             except BrokenImage as error:

@@ -134,20 +134,18 @@ class ShardSource(StreamSource):
     def training(self, place: int, places: int, seed: int, epoch: int) -> Iterator[Record]:
         shards = list(self._shards)
         random.Random(draw(seed, epoch)).shuffle(shards)
-        rng = random.Random(draw(seed, epoch, place))
-        return _shuffled(self._again_and_again(shards[place::places], rng), *self._held, rng)
+        shards, rng = shards[place::places], random.Random(draw(seed, epoch, place))
+        while True:
+            # All of a turn comes before any of the next, so that nothing comes twice before everything came once.
+            records = (record for shard in shards for record in self._read(*shard))
+            yield from _shuffled(records, *self._held, rng)
+            rng.shuffle(shards)
 
     def evaluation(self, place: int, places: int) -> Iterator[Record]:
         return (record for shard in self._shards[place::places] for record in self._read(*shard))
 
     def counts(self, places: int) -> list[int]:
         return [sum(images for _, images, _ in self._shards[place::places]) for place in range(places)]
-
-    def _again_and_again(self, shards: list[tuple[str, int, int]], rng: random.Random) -> Iterator[Record]:
-        while True:
-            for shard in shards:
-                yield from self._read(*shard)
-            rng.shuffle(shards)
 
     def _read(self, file: str, images: int, length: int) -> Iterator[Record]:
         """The first so many images of a shard, whatever is left of it."""
@@ -278,3 +276,5 @@ def _shuffled(records: Iterator[Record], least: int, most: int, rng: random.Rand
             place = rng.randrange(len(held))
             held[place], held[-1] = held[-1], held[place]
             yield held.pop()
+    rng.shuffle(held)
+    yield from held

@@ -5,8 +5,8 @@
 Forward and backward take what one device needs for its share of the batch; the gradients are summed around a ring; the
 step waits for that sum (`exposed`) or hides all of it behind the backward pass (`hidden`): the truth lies between. Left
 out: validation, checkpoints, stragglers, a loader that is too slow. Memory: weights, gradients, Adam's two averages and
-the EMA in float32, shared by the devices with `--fsdp`, and what a training step holds of activations at its peak, which
-is counted on fake tensors.
+the EMA in float32, shared by the devices with `--fsdp`, and the activations that a training step holds at its peak,
+counted on fake tensors.
 """
 
 from __future__ import annotations
@@ -49,12 +49,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="vmamba_tiny_s2l5")
     parser.add_argument(
-        "--images-per-second", type=float, default=464.0, help="of one device in training, measured with --share"
+        "--images-per-second",
+        type=float,
+        default=464.0,
+        help="of one device in training, measured with --share",
     )
     parser.add_argument("--data", default="imagenet-1k", choices=list(DATA))
     parser.add_argument("--epochs", type=int, help="instead of the usual number")
     parser.add_argument("--inside", type=float, default=Machine.inside, help="GB/s between devices of a node")
-    parser.add_argument("--outside", type=float, default=Machine.outside, help="GB/s of a device between nodes")
+    parser.add_argument(
+        "--outside", type=float, default=Machine.outside, help="GB/s of a device between nodes"
+    )
     parser.add_argument("--fsdp", action="store_true", help="weights and optimizer are sharded")
     args = parser.parse_args()
     images, epochs = DATA[args.data]
@@ -70,8 +75,11 @@ def main() -> int:
     gradients = 4 * parameters
     state = 5 * 4 * parameters
 
-    print(f"ganglion {ganglion.__version__}, torch {torch.__version__}; {args.model}, {parameters / 1e6:.1f} M parameters")
-    print(f"{args.data}: {images:,} images, {epochs} epochs; one device trains {args.images_per_second:g} images/s")
+    print(f"ganglion {ganglion.__version__}, torch {torch.__version__}")
+    print(f"{args.model}, {parameters / 1e6:.1f} M parameters")
+    print(
+        f"{args.data}: {images:,} images, {epochs} epochs; one device trains {args.images_per_second:g} images/s"
+    )
     print(f"{args.inside:g} GB/s inside a node of {machine.per_node}, {args.outside:g} GB/s outside\n")
     print("| devices | batch | step ms | sum ms | hours, hidden | hours, exposed | efficiency | GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -205,9 +205,7 @@ def describe(run: Run, folder: Path) -> dict:
     from ganglion.analysis.complexity import complexity
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    cost = complexity(
-        timm.create_model(run.row.model, num_classes=10, device="meta", **run.args), (32, 32)
-    )
+    cost = complexity(timm.create_model(run.row.model, num_classes=10, device="meta", **run.args), (32, 32))
     cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, 1 core"
     machine = cpu if run.setting == "small" else torch.cuda.get_device_name()
     return {

@@ -1,6 +1,6 @@
 """From pixels to the first map, and from one stage to the next.
 
-`patch_size` is the side of the square of pixels that becomes a pixel of the first map: 4 as published, 2 for small images.
+`patch_size` is the side of the square of pixels that becomes one of the first map: 4 as published, 2 for small images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ class Stem(nn.Sequential):
         return x
 
 
-def patch_stem(
-    in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device=None, dtype=None
-) -> Stem:
+def patch_stem(in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device=None, dtype=None) -> Stem:
     """One convolution of a patch, at the stride of a patch (VMamba's stem v1). Side n becomes n // patch_size."""
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
     return Stem(ConvNorm(in_chans, dim, patch_size, stride=patch_size, padding=0, norm=norm, **dd))

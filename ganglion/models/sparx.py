@@ -56,7 +56,8 @@ class SparXConfig:
     d_state, ssm_ratio, d_conv: of the scans. window_size: side of the attention windows. heads: of the windows per
         stage, near one for 32 channels if None.
     ffn: "conv" or "mlp". dpe: dynamic position encoding. layer_scale: per stage.
-    stem: "conv" (published stem v1), "conv_extra" (v2) or "patch". patch_size: see `layers.stem`. downsample: "conv3" or "merge".
+    stem: "conv" (published stem v1), "conv_extra" (v2) or "patch". patch_size: see `layers.stem`.
+    downsample: "conv3" or "merge".
     """
 
     depths: tuple[int, ...] = (2, 2, 7, 2)

@@ -34,7 +34,8 @@ class VMambaConfig:
     mlp_ratio: hidden over input channels of the MLP, 0 for none. mlp: "gated" is `gmlp`.
     ssm_ratio 0 leaves out the scan. post_norm: norms follow their branches.
     norm: "ln" (ln and ln2d, which differ in memory layout only) or "bn".
-    stem: "patch" (v1) or "conv" (v2). patch_size: see `layers.stem`. downsample: "merge" (v1), "conv2" (v2) or "conv3" (v3).
+    stem: "patch" (v1) or "conv" (v2). patch_size: see `layers.stem`.
+    downsample: "merge" (v1), "conv2" (v2) or "conv3" (v3).
     pos_embed: a learned position embedding after the stem (`posembed`).
     """
 
@@ -114,7 +115,9 @@ class VMamba(Backbone):
         pos_embed = None
         if c.pos_embed:
             height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-            pos_embed = PositionEmbedding(c.dims[0], (-(-height // c.patch_size), -(-width // c.patch_size)), **dd)
+            pos_embed = PositionEmbedding(
+                c.dims[0], (-(-height // c.patch_size), -(-width // c.patch_size)), **dd
+            )
         super().__init__(
             stem=make_stem(in_chans, c.dims[0], norm=c.norm, patch_size=c.patch_size, **dd),
             patch_size=c.patch_size,

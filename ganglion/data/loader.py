@@ -142,6 +142,8 @@ class StreamLoader:
     It is its own `sampler`: trainers tell samplers the epoch.
     """
 
+    batch_sampler = None  # what Lightning expects of everything that has a sampler
+
     def __init__(self, stream: _Stream, *, epoch: int, start_batch: int, **options: Any):
         self._stream, self._options = stream, options
         self._collate = _Collate(stream.source, stream.transform)

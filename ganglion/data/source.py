@@ -192,7 +192,8 @@ class ReaderSource(IndexedSource):
     def image(self, index: int) -> tuple[Raw, int]:
         try:
             file, label = self._reader[index][:2]
-        except (OSError, ValueError, AssertionError, tarfile.TarError) as error:
+        except (OSError, ValueError, AssertionError, TypeError, tarfile.TarError) as error:
+            # AssertionError and TypeError are timm's, over a table's row without an image.
             raise BrokenImage(reason(error)) from error
         with file:
             return read_image(file, self.channels, self._max_pixels), int(label)

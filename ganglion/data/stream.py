@@ -16,7 +16,7 @@ import os
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from itertools import count, islice
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import unknown
@@ -205,7 +205,8 @@ class HubSource(StreamSource):
 
     def _names(self) -> list[str]:
         """Of the classes, as far as the data say them. Raises DataError if there are no such columns."""
-        features = self._open().features or {}
+        # Before the images' column is cast, which would make one.
+        features = self._reader.builder.as_streaming_dataset(split=self._reader.split).features or {}
         for key in (self._reader.input_key, self._reader.target_key):
             if features and key not in features:
                 raise DataError(f"{self._reader.name}: " + unknown("column", key, features))
@@ -214,17 +215,17 @@ class HubSource(StreamSource):
     def training(self, place: int, places: int, seed: int, epoch: int) -> Iterator[Record]:
         from datasets.distributed import split_dataset_by_node
 
-        for turn in count():
-            stream = self._open()
-            options: dict[str, Any] = {}
-            if "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters:
-                # Interleaved files count as one, and each place needs one.
-                options["max_buffer_input_shards"] = max(1, min(10, stream.num_shards // places))
-            stream = stream.shuffle(
-                seed=draw(seed, epoch, turn), buffer_size=self._reader.shuffle_size, **options
-            )
+        stream = self._open()
+        options: dict[str, Any] = {}
+        if "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters:
+            # Interleaved files count as one, and each place needs one.
+            options["max_buffer_input_shards"] = max(1, min(10, stream.num_shards // places))
+        # The same seed for all places and turns: they share the files out by the order of the shuffled ones.
+        stream = stream.shuffle(seed=draw(seed, epoch), buffer_size=self._reader.shuffle_size, **options)
+        part = split_dataset_by_node(stream, place, places)
+        while True:
             nothing = True
-            for record in self._records(split_dataset_by_node(stream, place, places)):
+            for record in self._records(part):
                 nothing = False
                 yield record
             if nothing:

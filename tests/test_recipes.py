@@ -212,12 +212,13 @@ def test_other_batch_scales_vmamba_and_not_sparx():
 #: What decays in the scripts, by the kind of module and the parameter's name.
 _MATRICES = {("Conv2d", "weight"), ("Linear", "weight"), ("Linear2d", "weight"), ("Projection", "weight"),
              ("ResidualDWConv", "weight"), ("SS2D", "x_proj_weight"), ("SS2D", "dt_projs_weight")}  # fmt: skip
-_SCALES = {("SS2D", "A_logs"), ("SS2D", "dt_projs_bias"), ("IdentityScale", "weight")}
+_SCALES = {("SS2D", "A_logs"), ("SS2D", "dt_projs_bias"), ("IdentityScale", "weight"),
+           ("WindowAttention", "relative_position_bias_table")}  # fmt: skip
 _NEVER = ("Ds", "bias", "pos_embed.weight", "*Norm*.weight")
 
 
 @pytest.mark.parametrize("decay", ["published", "corrected"])
-@pytest.mark.parametrize("model", ["test_vmamba", "test_sparx_mamba"])
+@pytest.mark.parametrize("model", ["test_vmamba", "test_sparx_mamba", "test_sparx_swin"])
 def test_what_decays(model, decay):
     network = timm.create_model(model)
     optimizer = build_optimizer(network, OptimizerConfig(weight_decay=0.05, decay=decay), lr=1e-3)
@@ -231,8 +232,10 @@ def test_what_decays(model, decay):
         never = any(fnmatch(s, pattern) for s in (name, leaf, ".".join(kind)) for pattern in _NEVER)
         assert never != (kind in _MATRICES | _SCALES), name  # the two lists know every parameter, once
         assert decays[id(parameter)] == (0.05 if expected else 0), name
-    assert {("SS2D", "A_logs"), ("SS2D", "dt_projs_bias"), ("SS2D", "Ds")} <= kinds
-    assert (("IdentityScale", "weight") in kinds) == (model == "test_sparx_mamba")
+    of_scans = {("SS2D", "A_logs"), ("SS2D", "dt_projs_bias"), ("SS2D", "Ds")}
+    of_windows = {("WindowAttention", "relative_position_bias_table")}
+    assert (of_windows if model == "test_sparx_swin" else of_scans) <= kinds
+    assert (("IdentityScale", "weight") in kinds) == (model != "test_vmamba")
 
 
 @pytest.mark.parametrize(

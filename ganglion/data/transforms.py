@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean as average
 from typing import Any, Literal
@@ -151,10 +151,12 @@ def _colours(a: Augmentation, side: int, mean: tuple[float, ...]) -> list[Any]:
 def _statistics(data_config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of every channel: the average of those given, where their number is another."""
     channels = data_config["input_size"][0]
-    mean, std = tuple(data_config["mean"]), tuple(data_config["std"])
-    if len(mean) != channels or len(std) != channels:
-        mean, std = (average(mean),) * channels, (average(std),) * channels
-    return mean, std
+    return per_channel(data_config["mean"], channels), per_channel(data_config["std"], channels)
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value for every channel: the average of those given, where their number is another."""
+    return tuple(values) if len(values) == channels else (average(values),) * channels
 
 
 def _to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from ..data import (
     eval_loader,
     eval_transform,
     open_dataset,
+    per_channel,
     train_loader,
     train_transform,
 )
@@ -70,7 +72,8 @@ class Classification(Task):
         in_chans: channels of the images.
         pretrained: begin with the network's published weights (downloaded if they are not on this machine).
         weights: begin with the weights of this file: a published checkpoint, or an exported model.safetensors. A
-            classifier of other classes is left out.
+            classifier of another number of classes is left out.
+        new_classifier: leave out the file's classifier also where it has as many classes.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block. null: the network's own.
         model_args: further arguments of the network, e.g. {scan: bidi}.
@@ -93,6 +96,7 @@ class Classification(Task):
         in_chans: int = 3,
         pretrained: bool = False,
         weights: str | None = None,
+        new_classifier: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float | None = None,
         model_args: dict[str, Any] | None = None,
@@ -118,7 +122,7 @@ class Classification(Task):
             raise ValueError("model.name: " + unknown("model", name, timm.list_models()))
         check_range("model.label_smoothing", label_smoothing, 0, 1)
         self.name, self.num_classes, self.in_chans = name, num_classes, in_chans
-        self.pretrained, self.weights = pretrained, weights
+        self.pretrained, self.weights, self.new_classifier = pretrained, weights, new_classifier
         self.model_args = dict(model_args or {})
         if drop_rate:
             self.model_args["drop_rate"] = drop_rate
@@ -162,10 +166,21 @@ class Classification(Task):
             in_chans=self.in_chans,
             **self.model_args,
         )
+        if self.name.startswith("local-dir:") and not self.pretrained:
+            rank_zero_warn(
+                f"{self.name} begins with random weights: model.pretrained true takes those of the folder"
+            )
         if self.weights is not None:
-            report = load_checkpoint(network, self.weights, strict=False)
-            print(f"{self.weights}: {len(report.loaded)} tensors loaded, {len(report.missing)} not in it")
+            self._load(network, self.weights)
         return network
+
+    def _load(self, network: nn.Module, weights: str) -> None:
+        classifier: Any = network.get_classifier()  # pyright: ignore
+        fresh = copy.deepcopy(classifier.state_dict())
+        report = load_checkpoint(network, weights, strict=False)
+        if self.new_classifier:
+            classifier.load_state_dict(fresh)
+        self.print(f"{weights}: {report}" + ("\n  the classifier begins anew" if self.new_classifier else ""))
 
     def description(self) -> dict[str, Any]:
         data = self.trainer.datamodule
@@ -312,12 +327,22 @@ class ClassificationData(pl.LightningDataModule):
         return self.source("train").class_names
 
     def data_config(self, network: nn.Module) -> dict[str, Any]:
-        """The network's preprocessing in timm's terms, with this data's own settings."""
+        """The network's preprocessing in timm's terms, with this data's own settings.
+
+        Raises ValueError for a mean or std that has neither one value nor one for every channel.
+        """
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) not in (1, network.in_chans):
+                raise ValueError(f"data.{name} has {len(values)} values: expected 1 or {network.in_chans}")
         args: dict[str, Any] = {"crop_pct": self.crop_pct, "mean": self.mean, "std": self.std}
         args["in_chans"] = network.in_chans
         if self.img_size is not None:
             args["img_size"] = self.img_size
-        return resolve_data_config({k: v for k, v in args.items() if v is not None}, model=network)
+        config = resolve_data_config({k: v for k, v in args.items() if v is not None}, model=network)
+        for name in ("mean", "std"):
+            config[name] = per_channel(config[name], network.in_chans)
+        return config
 
     def _network(self) -> nn.Module:
         return self._run.lightning_module.network

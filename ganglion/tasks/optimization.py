@@ -21,8 +21,9 @@ from torch import nn
 from ..config import check_literals, check_positive
 from ..errors import unknown
 
-#: What has two dimensions or more without being a matrix or a kernel: state matrices, step-size biases, layer scales.
-_SCALES = ("*.A_logs", "*.dt_projs_bias", "*.ls1.weight", "*.ls2.weight")
+#: What has two dimensions or more without being a matrix or a kernel: state matrices, step-size biases, layer scales,
+#: the position biases of window attention.
+_SCALES = ("*.A_logs", "*.dt_projs_bias", "*.ls1.weight", "*.ls2.weight", "*.relative_position_bias_table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class OptimizerConfig:
             meant; they are scaled linearly to the actual one. null: never scaled.
         weight_decay: of every parameter that decays.
         decay: which parameters decay. "published": all but one-dimensional ones and `.bias`, as the papers' scripts do;
-            this includes A_logs, the step-size biases and SparX's layer scales. "corrected": not those either.
+            this includes A_logs, the step-size biases, SparX's layer scales and the position biases of its windows.
+            "corrected": not those either.
         layer_decay: factor between the learning rates of one layer and the next towards the stem, for fine-tuning.
         betas: Adam's decay rates. null: the optimizer's default.
         eps: Adam's epsilon. null: the optimizer's default.

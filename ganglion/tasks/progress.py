@@ -36,6 +36,11 @@ class Progress(ProgressBar):
         self._images = self._seconds = self._mark = self._shown = 0.0
         self._started = self._first = 0.0
 
+    @property
+    def is_enabled(self) -> bool:
+        """Asked by the task's `print`."""
+        return self._enabled
+
     def disable(self) -> None:
         self._enabled = False
 

@@ -121,6 +121,7 @@ def test_plain_lines_where_there_is_no_terminal(data, tmp_path, capsys):
         ("model.class_weights", "[1.0, 2.0]", "expected one for each of the 4 classes"),
         ("data.batch_size", 7, "expected an even number"),
         ("data.batch_size", 60, "no whole batch"),
+        ("data.mean", "[0.1, 0.2]", "expected 1 or 3"),
         ("data.val_split", "nowhere", "nowhere"),
         ("schedule.warmup_epochs", 4, "warm-up"),
         ("checkpoint.monitor", "top1", "val/top1"),

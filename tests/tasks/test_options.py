@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import AdamW
 
 from ganglion.tasks import classification, fit
+from ganglion.tasks.loading import load_model
 from ganglion.tasks.optimization import ScheduleConfig, build_schedule
 
 from .runs import arguments, read_last, run, write_data
@@ -114,6 +116,40 @@ def test_fine_tuning_takes_all_but_the_classifier(data, tmp_path, monkeypatch, c
         k for k, v in begun.items() if v.shape != (old := before[f"network.{k}"]).shape or not v.equal(old)
     ]
     assert differing == ["head.fc.weight", "head.fc.bias"]
+
+
+def test_a_new_classifier_for_as_many_classes(data, tmp_path, monkeypatch, capsys):
+    assert fit.main(arguments(data, tmp_path / "first", **PLAIN)) == 0
+    weights = tmp_path / "first" / "model" / "model.safetensors"
+    old = dict(load_model(None, weights).network.state_dict())
+    begun: list[dict[str, torch.Tensor]] = []
+    compute = classification.Classification.loss
+
+    def loss(self, batch):
+        begun.append({k: v.clone() for k, v in self.network.state_dict().items()})
+        return compute(self, batch)
+
+    monkeypatch.setattr(classification.Classification, "loss", loss)
+    for new in ("true", "false"):
+        begun.clear()
+        options = PLAIN | {"model__weights": weights, "model__new_classifier": new}
+        assert fit.main(arguments(data, tmp_path / new, **options)) == 0
+        differing = [name for name, value in begun[0].items() if not value.equal(old[name])]
+        assert differing == (["head.fc.weight", "head.fc.bias"] if new == "true" else [])
+        assert ("the classifier begins anew" in capsys.readouterr().out) == (new == "true")
+
+
+def test_images_of_five_channels(tmp_path):
+    """Their statistics are the network's, averaged, and the exported network says so."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        images = rng.integers(0, 256, (16, 32, 32, 5), dtype=np.uint8)
+        np.savez(tmp_path / f"bands_{split}.npz", images=images, labels=np.arange(16) % 2)
+    options = PLAIN | {"model__in_chans": 5, "data__augmentation": "{crop: pad}", "trainer__max_epochs": 2}
+    assert fit.main(arguments(tmp_path, tmp_path / "run", **options)) == 0
+    loaded = load_model(None, tmp_path / "run" / "model")
+    assert loaded.data_config["mean"] == pytest.approx([np.mean((0.485, 0.456, 0.406))] * 5)
+    assert loaded.network(torch.zeros(1, 5, 32, 32)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("per", ["step", "epoch"])

@@ -139,6 +139,29 @@ def test_training_places_share_nothing(root, ranks, workers):
     assert all(len(batch) == 2 for share in batches for batch in share)
 
 
+def test_shards_change_hands_between_epochs(root):
+    stream = source(root)
+    parts = set()
+    for epoch in range(6):
+        records = stream.training(0, 2, 0, epoch)
+        parts.add(frozenset(next(records).name.partition("/")[0] for _ in range(20)))
+    assert len(parts) > 2
+
+
+def only_noise(image) -> torch.Tensor:
+    return torch.rand(1, 1, 1)
+
+
+def test_augmentation_differs_between_images_epochs_and_ranks(root):
+    drawn: list[float] = []
+    for place in ({"epoch": 0}, {"epoch": 1}, {"seed": 1}, {"rank": 1}, {"num_workers": 2}):
+        options = {"batch_size": 3, "seed": 0, "world_size": 2} | place
+        loader = train_loader(source(root), only_noise, **options)
+        drawn += [v for batch in loader for v in batch.images.flatten().tolist()]
+    # The first process of rank 0 is the same place, however many others there are.
+    assert len(drawn) == 5 * 18 and len(set(drawn)) >= 4 * 18
+
+
 def test_an_epoch_of_one_process_is_each_image_once(root):
     for epoch in range(3):
         loader = train_loader(source(root), plain, batch_size=2, seed=0, epoch=epoch)

@@ -175,7 +175,6 @@ def _load(args: argparse.Namespace) -> tuple[LoadedModel, ImageSource]:
         channels=loaded.data_config["input_size"][0],
         class_map=args.class_map,
         limit=args.limit,
-        batch_size=args.batch_size,
     )
     source.check_classes(loaded.num_classes)
     return loaded, source

@@ -20,6 +20,10 @@ class BrokenCounter:
     def add(self, found: Iterable[Broken]) -> None:
         self._found.update((broken.name, broken.reason) for broken in found)
 
+    def found(self) -> list[Broken]:
+        """What was counted, in the order in which it was met."""
+        return [Broken(name, reason) for name, reason in self._found.items()]
+
     def check(self, total: int) -> None:
         """Raise DataError if more than the allowed share of `total` images is broken."""
         if len(self) > self.limit * total:

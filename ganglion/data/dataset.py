@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,13 @@ def open_dataset(
     limit: int | None = None,
     num_samples: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    seed: int = 0,
-    batch_size: int = 1,
 ) -> ImageSource:
     """Open the images of a split.
 
     root: a folder, a tar file, an npz file, or what the reader named by `name` wants; for Hugging Face's, the folder in
         which they keep what they download.
-    split: the split's folder below `root` (or a synonym of timm's, such as val for validation), the part of an npz
-        file's name behind the last `_`, or the reader's own name for it. "": `root` itself.
+    split: the split's folder or tar file below `root` (or a synonym of timm's, such as val for validation), the part of
+        an npz file's name behind the last `_`, or the reader's own name for it. "": `root` itself.
     name: timm's reader: "" for folders and tar files, or "wds/", "hfds/NAME", "hfids/NAME", "torch/NAME". Folders that
         hold npz files are read as those.
     channels: of the images; 1, 3 and 4 are read from any picture, other numbers from uint8 .npy files (H, W, C) in
@@ -52,7 +50,6 @@ def open_dataset(
     class_map: class name -> label, or a file of the names in their order. Classes that it does not name are an error.
     limit: the first so many images only. num_samples: images of an epoch, for a stream that does not say it.
     max_pixels: of a picture; larger ones are broken.
-    seed, batch_size: hints for timm's readers.
 
     Raises DataError where there is nothing to read, and says what there is.
     """
@@ -70,8 +67,6 @@ def open_dataset(
         training=training,
         class_map=_classes(class_map, root),
         num_samples=num_samples,
-        seed=seed,
-        batch_size=batch_size,
     )
     try:
         return _open(request, prefix, limit=limit, max_pixels=max_pixels)
@@ -90,8 +85,6 @@ class _Request:
     training: bool
     class_map: Mapping[str, int] | None
     num_samples: int | None
-    seed: int
-    batch_size: int
 
     def create(self, **options: Any) -> Any:
         """timm's dataset. Raises DataError for what timm cannot open."""
@@ -104,9 +97,7 @@ class _Request:
                     search_split=False,
                     is_training=self.training,
                     class_map=self.class_map,  # pyright: ignore
-                    batch_size=self.batch_size,
                     num_samples=self.num_samples,
-                    seed=self.seed,
                     **options,
                 )
         except PermissionError:
@@ -141,14 +132,16 @@ def _open(request: _Request, prefix: str, **options: Any) -> ImageSource:
     _check_exists(path)
     if prefix == "torch":
         if request.name.endswith("folder"):
-            path = _split_folder(path, request.split)
+            path = _split(path, request.split)
         return ReaderSource(_at(request, path).create(), **options)
     if arrays := _arrays(path, request.split):
         return ArraySource(arrays, channels=channels, class_map=request.class_map, limit=options["limit"])
     if path.is_dir():
-        path = _split_folder(path, request.split)
+        path = _split(path, request.split)
+    request = _at(request, path)
+    if path.is_dir():
         _check_folders(path, request)
-        return ReaderSource(_at(request, path).create(), **options)
+        return ReaderSource(request.create(), **options)
     if path.suffix != ".tar":
         raise DataError(f"{path} is neither a folder, nor a .tar, nor an .npz file")
     # Open tar files have one position, which forked loader processes would share.
@@ -156,7 +149,7 @@ def _open(request: _Request, prefix: str, **options: Any) -> ImageSource:
 
 
 def _at(request: _Request, path: Path) -> _Request:
-    return _Request(**{**vars(request), "root": str(path)})
+    return replace(request, root=str(path))
 
 
 @contextmanager
@@ -219,13 +212,17 @@ def _synonyms(split: str) -> list[str]:
     return [split, *(name for names in _SYNONYMS if split in names for name in names)]
 
 
-def _split_folder(root: Path, split: str) -> Path:
+def _split(root: Path, split: str) -> Path:
+    """The split's folder, or its tar file, below `root`."""
     if not split:
         return root
     for name in _synonyms(split):
-        if (root / name).is_dir():
-            return root / name
-    there = sorted(p.name for p in root.iterdir() if p.is_dir())[:20]
+        for path in (root / name, root / f"{name}.tar"):
+            if path.exists():
+                return path
+    there = sorted(p.name.removesuffix(".tar") for p in root.iterdir() if p.is_dir() or p.suffix == ".tar")[
+        :20
+    ]
     raise DataError(
         f"{root}: " + (unknown("split", split, there) if there else f"there is no folder {split!r} in it")
     )

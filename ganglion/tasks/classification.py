@@ -139,8 +139,12 @@ class Classification(Task):
         data: ClassificationData = self.trainer.datamodule  # pyright: ignore
         if self.num_classes is None:
             self.num_classes = data.num_classes
-        data.source("train").check_classes(self.num_classes)
-        if self.num_classes > data.num_classes:
+        if not self.num_classes:
+            raise TrainingError("the data do not say how many classes they have: set model.num_classes")
+        for part in ("train", "val"):
+            if data.splits[part] is not None:
+                data.source(part).check_classes(self.num_classes)
+        if 0 < data.num_classes < self.num_classes:
             rank_zero_warn(
                 f"model.num_classes is {self.num_classes}, and the data have {data.num_classes} classes"
             )
@@ -260,6 +264,11 @@ class ClassificationData(pl.LightningDataModule):
     ):
         super().__init__()
         check_range("data.max_broken", max_broken, 0, 1)
+        if root.endswith((".tar", ".npz")) and val_split is not None:
+            raise ValueError(
+                f"data.root {root} is one file, of one split: expected a folder with both {train_split} and {val_split}, or "
+                "data.val_split null"
+            )
         for field, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"data.{field} is {value}: expected at least 1")
@@ -313,8 +322,6 @@ class ClassificationData(pl.LightningDataModule):
                 class_map=class_map,
                 limit=self.limits[part],
                 num_samples=self.num_samples if part == "train" else None,
-                seed=self.seed,
-                batch_size=self.batch_size,
             )
         return self._sources[part]
 

@@ -22,6 +22,17 @@ class Guard(Callback):
         self._waiting: dict[str, list[Broken]] = {"train": [], "val": []}
         self._reported = {"train": 0, "val": 0}
 
+    def state_dict(self) -> dict[str, Any]:
+        found = {
+            part: [list(broken) for broken in counter.found()] for part, counter in self._counters.items()
+        }
+        return {"found": found, "reported": self._reported}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._reported = dict(state_dict["reported"])
+        for part, found in state_dict["found"].items():
+            self._counters[part].add(Broken(*entry) for entry in found)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

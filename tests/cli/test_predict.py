@@ -169,7 +169,7 @@ def test_bad_arguments(capsys, model, pictures, tmp_path):
     for argv, message in [
         ((some,), "expected --checkpoint, --model or both"),
         ((tmp_path / "none.jpg", *of), "there is no picture or folder"),
-        ((tmp_path / "empty", *of), "no pictures (.jpeg, .jpg, .png) below"),
+        ((tmp_path / "empty", *of), "no pictures (.bmp, "),
         ((some, *of, "--top-k", 0), "'0': expected a whole number of at least 1"),
         ((some, *of, "--device", "gpu"), "--device gpu: "),
         ((some, *of, "--save", tmp_path / "file"), "File exists"),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ganglion.tasks import fit
 
-from ..tasks.runs import arguments
+from ..tasks.runs import arguments, run
 from .pictures import broken_pictures, encode, write_shards
 
 BROKEN = broken_pictures()
@@ -65,3 +65,27 @@ def test_too_many_stop_the_run(kind, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "3 of 24 images (12.50%) cannot be used, more than the allowed 10.00%" in error
     assert "02" in error and "truncated" in error and "Traceback" not in error
+
+
+def test_a_resumed_run_remembers_what_was_broken(tmp_path, capsys, monkeypatch):
+    """The end of the epoch lists what was met before the interruption, too, and lists nothing twice."""
+    root = write(tmp_path / "data", "")
+    options = OPTIONS | {"data__max_broken": 0.125, "data__workers": 0}
+    argv = arguments(root, tmp_path / "run", **options)
+    run(monkeypatch, argv, crash_at=4)
+    before = capsys.readouterr().out
+    assert "broken images" not in before
+    assert fit.main(argv) == 0
+    out = capsys.readouterr().out
+    assert out.count("train: 3 broken images") == 1 and out.count("val: 1 broken images") == 1
+    run(monkeypatch, arguments(root, tmp_path / "again", **options), crash_at=9)
+    assert capsys.readouterr().out.count("train: 3 broken images") == 1
+    assert fit.main(arguments(root, tmp_path / "again", **options)) == 0
+    assert "broken images" not in capsys.readouterr().out
+
+
+def test_streams_need_the_number_of_classes(tmp_path, capsys):
+    root = write(tmp_path / "data", "wds/")
+    options = OPTIONS | {"data__name": "wds/", "data__max_broken": 0.125, "model__num_classes": "null"}
+    assert fit.main(arguments(root, tmp_path / "run", **options)) == 1
+    assert "set model.num_classes" in capsys.readouterr().err

@@ -65,6 +65,17 @@ def test_tar(tmp_path):
     assert contents(open_dataset(tmp_path / "images.tar", split="", limit=3)) == [(0, 0), (1, 0), (2, 0)]
 
 
+def test_a_tar_file_for_each_split(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    for split, each in (("train", 3), ("val", 1)):
+        write_tar(write_folder(tmp_path / split, each=each), root / f"{split}.tar")
+    assert len(open_dataset(root, split="train")) == 6
+    assert contents(open_dataset(root, split="validation")) == [(0, 0), (1, 1)]
+    with pytest.raises(DataError, match=r"unknown split 'test'.*Valid: train, val"):
+        open_dataset(root, split="test")
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_thirteen_channels(kind, tmp_path):
     arrays = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 13), np.uint8)

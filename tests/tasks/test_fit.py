@@ -123,6 +123,7 @@ def test_plain_lines_where_there_is_no_terminal(data, tmp_path, capsys):
         ("data.batch_size", 60, "no whole batch"),
         ("data.mean", "[0.1, 0.2]", "expected 1 or 3"),
         ("data.val_split", "nowhere", "nowhere"),
+        ("data.root", "images.tar", "one split"),
         ("schedule.warmup_epochs", 4, "warm-up"),
         ("checkpoint.monitor", "top1", "val/top1"),
         ("ema.decay", 1.5, "from 0 to 1"),

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ..ops.depthwise import depthwise_conv2d, is_depthwise
+
 Norm = Literal["ln", "bn", "gn"]
 Act = Literal["silu", "gelu", "relu"]
 
@@ -68,6 +70,8 @@ def conv2d(
             bias = None if bias is None else bias.float()
             y = F.conv2d(x.float(), weight.float(), bias, stride, padding, groups=groups)
             return y.to(x.dtype)
+        if is_depthwise(weight, stride, padding, groups):
+            return depthwise_conv2d(x, weight, bias)
     return F.conv2d(x, weight, bias, stride, padding, groups=groups)
 
 
@@ -118,7 +122,7 @@ def residual_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
         known = kind in ("cpu", "cuda", "mps", "xpu")
         if x.dtype == torch.float32 and known and not torch.is_autocast_enabled(kind):
             one = F.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
-            return F.conv2d(x, weight + one, bias, padding=1, groups=weight.shape[0])
+            return conv2d(x, weight + one, bias, [1, 1], [1, 1], weight.shape[0])
     return x + conv2d(x, weight, bias, [1, 1], [1, 1], weight.shape[0])
 
 

@@ -1,5 +1,7 @@
 """The `cpu` backend: the fused scan as native code, for float32, bfloat16 and float16 with a float32 state.
 
+Beside it: the gradient of a depthwise convolution's weight, for `ganglion.ops.depthwise`.
+
 The library `ganglion_scan`, built from `src/` by CMake, lies beside this file. It is compiled for several
 instruction sets and uses the best one that the processor has; the environment variable GANGLION_CPU_ISA names another.
 It runs on torch's threads, as many as `torch.get_num_threads()` says, and no result depends on their number.
@@ -28,6 +30,9 @@ _BLOCK = 32
 #: Backward works on about this many pieces at once, however many threads there are.
 _PIECES = 64
 
+#: Kernel sizes of depthwise convolutions that were compiled in.
+KERNEL_SIZES = (1, 3, 5, 7, 9)
+
 
 class _Scan(ctypes.Structure):
     """`Scan` of src/scan.h."""
@@ -44,6 +49,15 @@ class _Scan(ctypes.Structure):
         ),
         *((name, ctypes.c_void_p) for name in ("workspace", "y", "grad_y", "grad_x", "grad_proj")),
         *((name, ctypes.c_void_p) for name in ("grad_dt_weight", "grad_dt_bias", "grad_A", "grad_D")),
+    ]
+
+
+class _Depthwise(ctypes.Structure):
+    """`Depthwise` of src/depthwise.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "kernel", "threads")),
+        *((name, ctypes.c_void_p) for name in ("x", "grad_y", "workspace", "grad_weight")),
     ]
 
 
@@ -104,11 +118,48 @@ def backward(
     return tuple(grads.values())
 
 
+def depthwise_grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
+    """Gradient (C, 1, K, K) of the weight of a depthwise convolution with stride 1 and padding K // 2.
+
+    x and grad_y: (B, H, W, C), contiguous, float32.
+
+    Raises RuntimeError if the backend is unavailable and ValueError for tensors or a kernel size of other kinds.
+    """
+    library, isa = _loaded()
+    for name, t in {"x": x, "grad_y": grad_y}.items():
+        if t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous() or t.dim() != 4:
+            raise ValueError(
+                f"{name} is {t.dtype}, {tuple(t.shape)} with strides {t.stride()} on {t.device}: "
+                "expected contiguous float32 (B, H, W, C) on the CPU"
+            )
+    if x.shape != grad_y.shape:
+        raise ValueError(f"x is {tuple(x.shape)} and grad_y {tuple(grad_y.shape)}: expected the same shape")
+    if kernel_size not in KERNEL_SIZES:
+        raise ValueError(unknown("kernel size", kernel_size, map(str, KERNEL_SIZES)))
+    batch, height, width, channels = x.shape
+    if not x.numel():
+        return x.new_zeros(channels, 1, kernel_size, kernel_size)
+    grad_weight = x.new_empty(channels, 1, kernel_size, kernel_size)
+    call = _Depthwise(
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        kernel=kernel_size,
+        threads=torch.get_num_threads() if library.ganglion_scan_threaded() else 1,
+        x=x.data_ptr(),
+        grad_y=grad_y.data_ptr(),
+        grad_weight=grad_weight.data_ptr(),
+    )
+    workspace = x.new_empty(library.ganglion_depthwise_workspace(ctypes.byref(call)))
+    call.workspace = workspace.data_ptr()
+    library.ganglion_depthwise_grad_weight(isa, ctypes.byref(call))
+    return grad_weight
+
+
 def _call(direction: str, routes: Sequence[int], tensors: dict[str, Tensor | None]) -> None:
     """Runs the kernels on contiguous tensors, named as in `_Scan`."""
-    library, isa = _library(), _isa()
-    if isinstance(library, str):
-        raise RuntimeError(library)
+    library, isa = _loaded()
     x, proj, dt_weight, A = (tensors[name] for name in ("x", "proj", "dt_weight", "A"))
     assert x is not None and proj is not None and dt_weight is not None and A is not None
     if not x.numel():
@@ -137,6 +188,14 @@ def _call(direction: str, routes: Sequence[int], tensors: dict[str, Tensor | Non
     workspace = torch.empty(library.ganglion_scan_workspace(isa, ctypes.byref(scan)), dtype=torch.float32)
     scan.workspace = workspace.data_ptr()
     getattr(library, f"ganglion_scan_{direction}")(isa, ctypes.byref(scan))
+
+
+def _loaded() -> tuple[ctypes.CDLL, int]:
+    """The library and the index of the instruction set to use; RuntimeError if the backend is unavailable."""
+    library = _library()
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    return library, _isa()
 
 
 def _isa() -> int:
@@ -178,7 +237,12 @@ def _library() -> ctypes.CDLL | str:
         library.ganglion_scan_name.restype = ctypes.c_char_p
         library.ganglion_scan_size.restype = library.ganglion_scan_workspace.restype = ctypes.c_int64
         library.ganglion_scan_forward.restype = library.ganglion_scan_backward.restype = None
-        if library.ganglion_scan_size() != ctypes.sizeof(_Scan):
+        library.ganglion_depthwise_size.restype = library.ganglion_depthwise_workspace.restype = (
+            ctypes.c_int64
+        )
+        library.ganglion_depthwise_grad_weight.restype = None
+        sizes = library.ganglion_scan_size(), library.ganglion_depthwise_size()
+        if sizes != (ctypes.sizeof(_Scan), ctypes.sizeof(_Depthwise)):
             raise OSError("its arguments differ from this package's")
     except (OSError, AttributeError) as error:
         return f"{path} does not fit ({error}): build it again on this machine with `pip install .`"

@@ -1,5 +1,6 @@
 // The C interface: the instruction sets that were compiled in and run here, and the kernels of each.
 
+#include "depthwise.h"
 #include "scan.h"
 
 #if defined(__linux__)
@@ -66,15 +67,16 @@ struct Variant {
     const char* name;
     Level level;
     const Kernels* kernels;
+    DepthwiseKernel* depthwise;
 };
 
 // From fast to slow.
 constexpr Variant variants[] = {
 #if defined(SCAN_X86)
-    {"avx512", Level::AVX512, &kernels_avx512},
-    {"avx2", Level::AVX2, &kernels_avx2},
+    {"avx512", Level::AVX512, &kernels_avx512, depthwise_avx512},
+    {"avx2", Level::AVX2, &kernels_avx2, depthwise_avx2},
 #endif
-    {"baseline", Level::BASELINE, &kernels_baseline},
+    {"baseline", Level::BASELINE, &kernels_baseline, depthwise_baseline},
 };
 constexpr int32_t variant_count = sizeof variants / sizeof *variants;
 
@@ -112,3 +114,10 @@ EXPORT void ganglion_scan_backward(int32_t index, const Scan* scan) {
     prepare_memory(*scan, *variants[index].kernels);
     variants[index].kernels->backward(*scan);
 }
+
+EXPORT int64_t ganglion_depthwise_size() { return sizeof(Depthwise); }
+
+// Floats that `workspace` must have.
+EXPORT int64_t ganglion_depthwise_workspace(const Depthwise* call) { return call->workspace_size(); }
+
+EXPORT void ganglion_depthwise_grad_weight(int32_t index, const Depthwise* call) { variants[index].depthwise(*call); }

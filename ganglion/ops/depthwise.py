@@ -1,0 +1,120 @@
+"""Depthwise convolution of channels-last maps, trained on the CPU with a native kernel.
+
+The kernel computes the gradient of the weight, for which PyTorch takes ten times as long as for the convolution. All
+else is a convolution of PyTorch's: also the gradient of the map, with the kernel turned around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
+
+from . import cpu
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Depthwise convolution with stride 1 and the zero padding that keeps the size: `F.conv2d`, with faster gradients.
+
+    x: (B, C, H, W); weight: (C, 1, K, K), K odd; bias: (C,) or None. Gradients of every order and errors are those of
+    `F.conv2d`; gradients are faster in the cases that `uses_kernel` names.
+    """
+    if uses_kernel(x, weight, bias):
+        return _DepthwiseConv2d.apply(x, weight, bias)  # pyright: ignore
+    return _conv2d(x, weight, bias)
+
+
+def is_depthwise(weight: Tensor, stride: Sequence[int], padding: Sequence[int], groups: int) -> bool:
+    """Whether a convolution with these arguments of `F.conv2d` is one that `depthwise_conv2d` computes.
+
+    Never while a graph is recorded, which then has the arguments as they are.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    channels, inner, height, width = weight.shape
+    return (
+        groups == channels
+        and inner == 1
+        and height == width
+        and height % 2 == 1
+        and tuple(stride) == (1, 1)
+        and tuple(padding) == (height // 2, height // 2)
+    )
+
+
+def uses_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `depthwise_conv2d` differentiates with the native kernel.
+
+    * Not while something records the operations to run or differentiate them by itself: `torch.compile`, export, FX,
+      TorchScript, `torch.func`, forward-mode gradients, autocast, dispatch modes, tensor subclasses: `F.conv2d` there.
+    * Only where the gradient of the weight will be needed, which is all that the kernel computes.
+    * Only for float32 on the CPU, what the kernel reads, and for maps in channels-last memory, which it reads without
+      a copy.
+    * Only with the native library. Without, PyTorch computes the same as fast as without this file.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if not torch.is_grad_enabled() or not weight.requires_grad:
+        return False
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        _is_plain(*tensors)
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (kernel_size := weight.shape[-1]) in cpu.KERNEL_SIZES
+        and weight.shape == (x.shape[1], 1, kernel_size, kernel_size)
+        and cpu.unavailable() is None
+    )
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Whether an operation on these tensors does nothing but compute on their memory."""
+    return (
+        all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
+        and not any(is_legacy_batchedtensor(t) for t in tensors)
+    )
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+
+
+class _DepthwiseConv2d(torch.autograd.Function):
+    """`depthwise_conv2d` of what `uses_kernel` accepts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _conv2d(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, weight = ctx.saved_tensors
+        x_needs, weight_needs, bias_needs = ctx.needs_input_grad
+        channels, kernel_size = weight.shape[0], weight.shape[-1]
+        # With create_graph this pass is recorded itself; it may also be vectorised over several grad_y, or compiled.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(grad_y, x, weight):
+            padding = [kernel_size // 2] * 2
+            mask = [x_needs, weight_needs, bias_needs]
+            return torch.ops.aten.convolution_backward(
+                grad_y, x, weight, [channels], [1, 1], padding, [1, 1], False, [0, 0], channels, mask
+            )
+        # Hooks on saved tensors may return x in other memory.
+        x, grad_y = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad_y))
+        grad_x = _conv2d(grad_y, weight.flip(2, 3), None) if x_needs else None
+        grad_weight = None
+        if weight_needs:
+            grad_weight = cpu.depthwise_grad_weight(
+                x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1), kernel_size
+            )
+        return grad_x, grad_weight, grad_y.sum((0, 2, 3)) if bias_needs else None

@@ -1,0 +1,488 @@
+"""Depthwise convolution against PyTorch's in float64, for every instruction set of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import ganglion
+from ganglion.layers import basic
+from ganglion.ops import cpu, depthwise
+from ganglion.ops.depthwise import depthwise_conv2d, is_depthwise, uses_kernel
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.skipif(
+    cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
+)
+
+#: B, C, H, W
+SHAPES = (
+    (2, 1, 1, 1),
+    (2, 3, 5, 7),
+    (1, 16, 4, 4),
+    (3, 17, 3, 10),
+    (2, 40, 8, 2),
+    (1, 250, 6, 5),
+    (2, 33, 1, 6),
+    (2, 64, 7, 1),
+    # Rows longer than a band, several bands of an image, several pieces, more images than pieces.
+    (1, 40, 3, 150),
+    (2, 40, 150, 3),
+    (3, 48, 20, 21),
+    (70, 16, 5, 5),
+)
+
+
+@pytest.fixture(params=cpu.instruction_sets())
+def isa(request, monkeypatch):
+    monkeypatch.setenv(cpu.ISA_ENV, request.param)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """Fresh memory is full of NaN, so that a read of what was never written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The kernel sizes with which the native kernel was called."""
+    found: list[int] = []
+    kernel = cpu.depthwise_grad_weight
+
+    def spy(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
+        found.append(kernel_size)
+        return kernel(x, grad_y, kernel_size)
+
+    monkeypatch.setattr(cpu, "depthwise_grad_weight", spy)
+    return found
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.to(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+
+def inputs(shape: tuple[int, ...], kernel_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and bias that require gradients."""
+    channels = shape[1]
+    x, weight, bias = normal(*shape), normal(channels, 1, kernel_size, kernel_size), normal(channels)
+    return x.requires_grad_(), weight.contiguous().requires_grad_(), bias.requires_grad_()
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+
+
+def double(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.detach().double().requires_grad_(t.requires_grad) for t in tensors)
+
+
+@functools.cache
+def expected(shape: tuple[int, ...], kernel_size: int) -> tuple[Tensor, ...]:
+    """y and the gradients of `inputs`, in float64."""
+    tensors = double(*inputs(shape, kernel_size))
+    y = conv2d(*tensors)
+    return y.detach(), *torch.autograd.grad(y, tensors, normal(*shape, seed=1).double())
+
+
+@pytest.mark.parametrize("kernel_size", cpu.KERNEL_SIZES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_equal_pytorch(shape, kernel_size, isa, calls):
+    tensors = inputs(shape, kernel_size)
+    y = depthwise_conv2d(*tensors)
+    results = y, *torch.autograd.grad(y, tensors, normal(*shape, seed=1))
+    assert calls == [kernel_size]
+    for name, result, reference in zip(
+        ("y", "x", "weight", "bias"), results, expected(shape, kernel_size), strict=True
+    ):
+        assert result.dtype == torch.float32
+        assert_close(result, reference, name=name)
+    # Taps that only ever meet padding are exactly zero, and no tap hides behind the norm of all.
+    weight, reference = results[2].double(), expected(shape, kernel_size)[2]
+    assert not weight[reference == 0].any()
+    torch.testing.assert_close(weight, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_error_is_not_larger_than_pytorch(isa):
+    shape = (4, 32, 56, 56)
+    x, weight, bias = inputs(shape, 3)
+    ours, theirs = (
+        torch.autograd.grad(call(x, weight, bias).square().sum(), weight)[0]
+        for call in (depthwise_conv2d, conv2d)
+    )
+    exact = double(x, weight, bias)
+    (reference,) = torch.autograd.grad(conv2d(*exact).square().sum(), exact[1])
+    assert (ours - reference).norm() <= 1.1 * (theirs - reference).norm()
+
+
+@pytest.mark.parametrize("shape", [(1, 250, 9, 11), (5, 40, 30, 70), (300, 33, 3, 3)], ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(shape, isa):
+    x, grad_y = (normal(*shape, seed=seed).permute(0, 2, 3, 1) for seed in (0, 1))
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(cpu.depthwise_grad_weight(x, grad_y, 9))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert torch.equal(results[0], other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["x", "grad_y"])
+@pytest.mark.parametrize("width", [3, 8])
+def test_nonfinite_values_reach_the_taps_that_meet_them(value, where, width, isa):
+    shape = (2, 35, 4, width)
+    _, weight, _ = inputs(shape, 5)
+    maps = {"x": normal(*shape), "grad_y": normal(*shape, seed=1)}
+    # In the corner: half of the taps there are padding, and zero times infinity must not come from it.
+    maps[where][1, 34, 0, width - 1] = value
+    (found,) = torch.autograd.grad(depthwise_conv2d(maps["x"], weight), weight, maps["grad_y"])
+    meets = {name: torch.ones(shape) for name in maps}
+    meets[where] = 1 - maps[where].isfinite().float()
+    (expected,) = torch.autograd.grad(conv2d(meets["x"], weight), weight, meets["grad_y"])
+    assert 0 < expected.sum() < 25
+    assert torch.equal(~found.isfinite(), expected > 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 5, 7), (0, 8, 1, 1)], ids=str)
+def test_empty_batch(shape, calls):
+    tensors = inputs(shape, 3)
+    y = depthwise_conv2d(*tensors)
+    assert y.shape == shape
+    for grad, tensor in zip(torch.autograd.grad(y.sum(), tensors), tensors, strict=True):
+        assert grad.shape == tensor.shape
+        assert not grad.any()
+    assert calls == [3]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "slice of channels", "transposed", "expanded"])
+def test_maps_in_other_memory(layout):
+    shape = (2, 20, 5, 7)
+    x, weight, bias = inputs(shape, 3)
+    x = x.detach()
+    x = {
+        "contiguous": lambda: x.contiguous(),
+        "slice of channels": lambda: normal(2, 40, 5, 7)[:, 10:30],
+        "transposed": lambda: normal(2, 20, 7, 5).mT,
+        "expanded": lambda: x[:1].expand(shape),
+    }[layout]().requires_grad_()
+    exact = double(x, weight, bias)
+    for grad_y in (normal(*shape, seed=1).contiguous(), torch.ones(()).expand(shape)):
+        grads = torch.autograd.grad(depthwise_conv2d(x, weight, bias), (x, weight, bias), grad_y)
+        for grad, reference in zip(
+            grads, torch.autograd.grad(conv2d(*exact), exact, grad_y.double()), strict=True
+        ):
+            assert_close(grad, reference)
+
+
+def test_backward_in_other_circumstances():
+    """Under autocast, and with saved tensors that come back in other memory."""
+    x, weight, bias = inputs((2, 20, 5, 7), 3)
+    references = torch.autograd.grad(conv2d(x, weight, bias).square().sum(), (x, weight, bias))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.contiguous()):
+        loss = depthwise_conv2d(x, weight, bias).square().sum()
+        hooked = torch.autograd.grad(loss, (x, weight, bias))
+    loss = depthwise_conv2d(x, weight, bias).square().sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = torch.autograd.grad(loss, (x, weight, bias))
+    for grads in (hooked, cast):
+        for grad, reference in zip(grads, references, strict=True):
+            assert grad.dtype == torch.float32
+            assert_close(grad, reference)
+
+
+def test_gradients_keep_channels_last_memory():
+    x, weight, bias = inputs((2, 20, 5, 7), 3)
+    for grad_y in (normal(2, 20, 5, 7), torch.ones(()).expand(2, 20, 5, 7)):
+        (grad_x,) = torch.autograd.grad(depthwise_conv2d(x, weight, bias), x, grad_y)
+        assert grad_x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_needed_gradients_are_computed(calls):
+    x, weight, bias = inputs((2, 20, 5, 7), 3)
+    depthwise_conv2d(x.detach(), weight, bias).sum().backward()
+    assert calls == [3]
+    assert x.grad is None and weight.grad is not None and bias.grad is not None
+    depthwise_conv2d(x, weight.detach(), bias).sum().backward()
+    assert calls == [3]
+    assert x.grad is not None
+    (reference,) = torch.autograd.grad(conv2d(x, weight, bias).sum(), x)
+    assert_close(x.grad, reference)
+
+
+def test_second_derivatives_equal_pytorch(calls):
+    results = []
+    tensors = inputs((2, 6, 5, 4), 3)
+    direction = [normal(*t.shape, seed=2) for t in tensors]
+    for call in (depthwise_conv2d, conv2d):
+        grads = torch.autograd.grad(call(*tensors).sin().sum(), tensors, create_graph=True)
+        product = sum((g * d).sum() for g, d in zip(grads, direction, strict=True))
+        results.append((*grads, *torch.autograd.grad(product, tensors)))
+    for found, reference in zip(*results, strict=True):
+        assert_close(found, reference)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradgradcheck(with_bias):
+    """In float64, with the function of our own made to accept it: all of its second derivatives are PyTorch's."""
+    x, weight, bias = double(*inputs((2, 2, 3, 4), 3))
+    call = depthwise._DepthwiseConv2d.apply
+    tensors = (x, weight, bias) if with_bias else (x, weight)
+    assert torch.autograd.gradgradcheck(lambda *t: call(*t, *[None] * (3 - len(t))), tensors)
+
+
+def test_gradients_vectorised_over_outputs():
+    x, weight, bias = inputs((2, 6, 5, 4), 3)
+    grad_y = torch.randn(4, 2, 6, 5, 4)
+    found, reference = (
+        torch.autograd.grad(call(x, weight, bias), (x, weight, bias), grad_y, is_grads_batched=True)
+        for call in (depthwise_conv2d, conv2d)
+    )
+    for a, b in zip(found, reference, strict=True):
+        assert_close(a, b)
+
+
+def accepted() -> tuple[Tensor, Tensor, Tensor]:
+    return inputs((2, 8, 5, 7), 3)
+
+
+def test_training_in_float32_uses_the_kernel():
+    x, weight, bias = accepted()
+    assert uses_kernel(x, weight, bias)
+    assert uses_kernel(x.detach(), weight, None)
+    assert uses_kernel(x, nn.Parameter(weight), bias)
+    assert uses_kernel(x, weight * 2, bias)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: FlopCounterMode(display=False),
+        forward_ad.dual_level,
+    ],
+    ids=["no_grad", "inference_mode", "autocast", "dispatch_mode", "forward_ad"],
+)
+def test_contexts_that_keep_pytorch(context):
+    x, weight, bias = accepted()
+    with context():
+        assert not uses_kernel(x, weight, bias)
+    assert uses_kernel(x, weight, bias)
+
+
+def test_arguments_that_keep_pytorch():
+    class Special(Tensor):
+        pass
+
+    x, weight, bias = accepted()
+    with torch.device("meta"):
+        meta = torch.empty(2, 8, 5, 7), torch.empty(8, 1, 3, 3, requires_grad=True), torch.empty(8)
+    for arguments in (
+        (x, weight.detach(), bias),
+        (x.double(), weight.double(), bias.double()),
+        (x.bfloat16(), weight.bfloat16(), bias.bfloat16()),
+        (x.contiguous(), weight, bias),
+        (x.as_subclass(Special), weight, bias),
+        (x, F.pad(weight, (4, 4, 4, 4)), bias),
+        (x, weight[..., 1:], bias),
+        (x, torch.ones(8, 2, 3, 3, requires_grad=True), bias),
+        (x[0], weight, bias),
+        meta,
+    ):
+        assert not uses_kernel(*arguments)
+
+
+def test_which_convolutions_are_depthwise():
+    weight = torch.empty(8, 1, 3, 3)
+    assert is_depthwise(weight, [1, 1], [1, 1], 8)
+    assert is_depthwise(weight, (1, 1), (1, 1), 8)
+    assert not is_depthwise(weight, [2, 2], [1, 1], 8)
+    assert not is_depthwise(weight, [1, 1], [0, 0], 8)
+    assert not is_depthwise(weight, [1, 1], [1, 1], 4)
+    assert not is_depthwise(torch.empty(8, 2, 3, 3), [1, 1], [1, 1], 8)
+    assert not is_depthwise(torch.empty(8, 1, 3, 5), [1, 1], [1, 1], 8)
+    assert not is_depthwise(torch.empty(8, 1, 2, 2), [1, 1], [1, 1], 8)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(8, 8, 3, 2, 1, 8), (8, 8, 3, 1, 0, 8), (8, 8, 3, 1, 1, 4), (8, 16, 3, 1, 1, 8), (8, 8, 2, 1, 1, 8)],
+    ids=str,
+)
+def test_other_convolutions_are_those_of_pytorch(arguments, calls):
+    inner, outer, kernel_size, stride, padding, groups = arguments
+    layer = basic.Conv2d(inner, outer, kernel_size, stride=stride, padding=padding, groups=groups)
+    x = normal(2, inner, 6, 6)
+    y = layer(x)
+    y.sum().backward()
+    assert calls == []
+    assert torch.equal(y, F.conv2d(x, layer.weight, layer.bias, stride, padding, groups=groups))
+
+
+def layers() -> dict[str, nn.Module]:
+    return {"conv": basic.Conv2d(8, 8, 5, padding=2, groups=8), "residual": basic.ResidualDWConv(8)}
+
+
+@pytest.mark.parametrize("name", layers())
+def test_layers_use_the_kernel_in_training_only(name, calls):
+    layer, x = layers()[name], normal(2, 8, 5, 7)
+    y = layer(x)
+    with torch.no_grad():
+        assert torch.equal(layer(x), y)
+    y.sum().backward()
+    assert calls == [5 if name == "conv" else 3]
+    calls.clear()
+    checkpoint(layer, x.requires_grad_(), use_reentrant=False).sum().backward()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", layers())
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_graphs_contain_plain_convolutions(name):
+    layer, x = layers()[name], normal(2, 8, 5, 7)
+    targets: list[object] = []
+
+    def backend(module: torch.fx.GraphModule, _):
+        functions = (node.target for node in module.graph.nodes if node.op == "call_function")
+        targets.extend(target for target in functions if target is not getattr)
+        return module
+
+    torch.compile(layer, backend=backend, fullgraph=True)(x).sum().backward()
+    arithmetic = [] if name == "conv" else ["pad", "add"]
+    assert targets.pop() is torch.conv2d
+    assert [target.__name__ for target in targets] == arithmetic  # pyright: ignore
+
+    exported = torch.export.export(layer, (x,)).graph_module
+    operators = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    assert operators.count(torch.ops.aten.conv2d.default) == 1
+    assert not [op for op in operators if not isinstance(op, torch._ops.OpOverload)]
+
+    symbolic = torch.fx.symbolic_trace(layer)
+    functions = [node.target for node in symbolic.graph.nodes if node.op == "call_function"]
+    assert functions == [basic.conv2d if name == "conv" else basic.residual_depthwise]
+
+    for graph in (torch.jit.script(layer).inlined_graph, torch.jit.trace(layer, x).inlined_graph):
+        kinds = [node.kind() for node in graph.nodes()]
+        assert sum(kind in ("aten::conv2d", "aten::_convolution") for kind in kinds) == 1
+        assert "prim::PythonOp" not in kinds
+
+    def grad_weight(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.autograd.grad(depthwise_conv2d(x, weight).sum(), weight)[0]
+
+    code = make_fx(grad_weight)(x, layer.weight).code
+    assert "aten.convolution_backward" in code
+
+
+def test_compiled_gradients_equal_eager_ones():
+    layer, x = basic.Conv2d(8, 8, 5, padding=2, groups=8), normal(2, 8, 5, 7)
+    grads = []
+    for call in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        layer.zero_grad()
+        call(x).square().sum().backward()
+        grads.append([p.grad for p in layer.parameters()])
+    for eager, compiled in zip(*grads, strict=True):
+        assert_close(eager, compiled)
+
+
+def test_functional_transforms():
+    x, weight, bias = accepted()
+
+    def loss(weight: Tensor) -> Tensor:
+        return depthwise_conv2d(x, weight, bias).square().sum()
+
+    (reference,) = torch.autograd.grad(conv2d(x, weight, bias).square().sum(), weight)
+    assert_close(torch.func.grad(loss)(weight), reference)
+    tangent = normal(*weight.shape, seed=3)
+    with forward_ad.dual_level():
+        derivative = forward_ad.unpack_dual(loss(forward_ad.make_dual(weight, tangent))).tangent
+    assert_close(derivative, (reference * tangent).sum())
+    per_image = torch.func.vmap(torch.func.grad(lambda w, x: conv2d(x[None], w).sum()), (None, 0))
+    ours = torch.func.vmap(torch.func.grad(lambda w, x: depthwise_conv2d(x[None], w).sum()), (None, 0))
+    assert_close(ours(weight, x), per_image(weight, x))
+
+
+def network_gradients() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = ganglion.create_model("test_sparx_mamba")
+    size = model.default_cfg["input_size"][-1]  # pyright: ignore
+    model.train()(normal(2, 3, size, size)).square().sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_network_trains_with_the_kernel_as_without(calls, monkeypatch):
+    with_kernel = network_gradients()
+    assert len(calls) > 4
+    calls.clear()
+    monkeypatch.setattr(depthwise, "uses_kernel", lambda *_: False)
+    without = network_gradients()
+    assert calls == []
+    assert with_kernel.keys() == without.keys()
+    scale = torch.stack([g.square().mean() for g in without.values()]).mean().sqrt()
+    for name, grad in without.items():
+        error = (with_kernel[name] - grad).square().mean().sqrt()
+        assert error <= 1e-5 * (grad.square().mean().sqrt() + 1e-3 * scale), name
+
+
+@contextlib.contextmanager
+def fresh_library():
+    """Within, the library is looked for again."""
+    for cached in (cpu._library, cpu._indices):
+        cached.cache_clear()
+    try:
+        yield
+    finally:
+        for cached in (cpu._library, cpu._indices):
+            cached.cache_clear()
+
+
+def test_without_the_library_pytorch_trains_silently(tmp_path, monkeypatch):
+    x, weight, bias = accepted()
+    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "__init__.py"))
+    with fresh_library(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not uses_kernel(x, weight, bias)
+        depthwise_conv2d(x, weight, bias).sum().backward()
+        assert weight.grad is not None
+        with pytest.raises(RuntimeError, match="pip install"):
+            cpu.depthwise_grad_weight(x, x, 3)
+
+
+def test_a_library_with_other_arguments_is_refused(monkeypatch):
+    class Longer(ctypes.Structure):
+        _fields_ = [*cpu._Depthwise._fields_, ("more", ctypes.c_int64)]
+
+    monkeypatch.setattr(cpu, "_Depthwise", Longer)
+    with fresh_library():
+        assert "its arguments differ" in (cpu.unavailable() or "")
+
+
+def test_wrong_arguments_are_refused():
+    x = torch.zeros(2, 5, 7, 8)
+    for wrong in (x.double(), x[0], x.mT):
+        with pytest.raises(ValueError, match=r"grad_y is .* expected contiguous float32"):
+            cpu.depthwise_grad_weight(x, wrong, 3)
+    with pytest.raises(ValueError, match="expected the same shape"):
+        cpu.depthwise_grad_weight(x, x[:1], 3)
+    with pytest.raises(ValueError, match="unknown kernel size 4"):
+        cpu.depthwise_grad_weight(x, x, 4)

@@ -47,6 +47,11 @@ class Shape:
         return self.dt_rank + 2 * self.d_state
 
     @property
+    def padded_rank(self) -> int:
+        """As the backward pass has it in memory."""
+        return max(16, 1 << (self.dt_rank - 1).bit_length())
+
+    @property
     def x_bytes(self) -> int:
         return self.batch * self.length * self.channels * self.itemsize
 
@@ -95,24 +100,34 @@ def requested(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
         """Reads per step of one walk: columns of the projections, by every block of channels, and maps like x."""
         return (columns * blocks + maps * D) * item
 
+    def rows(n: int) -> int:
+        """Reads of n rows of parameters per tile."""
+        return tiles * n * D * FLOAT
+
     # Per walk, that is per image and route.
-    parameters = segments * D * (R + 1) * FLOAT
-    decays = tiles * N * D * FLOAT
-    entering = 2 * N * D * FLOAT * segments * (segments - 1) // 2
-    read = segments * D * FLOAT + parameters + decays + entering  # D first
+    weight = segments * D * R * FLOAT
     state = N * D * FLOAT
+    read = rows(N + 2) + state * segments * (segments - 1)  # bias, A, D; states that enter segments
     if backward:
+        read += segments * D * shape.padded_rank * FLOAT
         swept = tiles - chunks  # tiles that are walked forwards once more
-        read += L * step(R + 2 * N, 2) + swept * (how.steps * step(R + N, 1) + N * D * FLOAT) + chunks * state
-        written = L * (D * item + blocks * (R + 2 * N) * FLOAT) + segments * (D * (R + 2) * FLOAT + state)
+        read += L * step(2 * R + 2 * N, 2) + chunks * state
+        read += swept * (how.steps * step(R + 2 * N, 1) + (N + 1) * D * FLOAT)
+        written = L * (D * item + blocks * (R + 2 * N) * FLOAT)
+        written += segments * (D * (shape.padded_rank + 1) * FLOAT + state)
     else:
-        read += L * step(R + 2 * N, 1)
+        read += weight
+        # Each tile is fetched while the one before it is worked on, the last of a segment once more.
+        steps = [min(how.segment_chunks * CHUNK, L - s * how.segment_chunks * CHUNK) for s in range(segments)]
+        twice = sum(n - (n - 1) // how.steps * how.steps for n in steps)
+        read += L * step(R + 2 * N, 1) + twice * step(R, 1)
         written = L * D * item + chunks * state
     if segments > 1:
-        read += parameters + decays + L * step(R + N, 1)
+        read += weight + rows(N + 1) + L * step(R + 2 * N, 1)
         written += 2 * segments * state
     in_place = (K - K // how.walks) * L * D * item  # per image
-    return Bytes(read=B * (K * read + in_place), written=B * K * written)
+    skip = segments * D * FLOAT if backward else 0  # per image: its gradient is the same for every route
+    return Bytes(read=B * (K * read + in_place), written=B * (K * written + skip))
 
 
 def merging(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
@@ -139,8 +154,10 @@ def once(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
     if backward:
         blocks = -(-shape.channels // how.block_d)
         partial = blocks * shape.batch * shape.length * K * shape.projections * FLOAT
-        read = 2 * x + proj + parameters + chunks * states
-        written = groups * x + partial + shape.batch * segments * parameters
+        weights = K * shape.channels * shape.padded_rank * FLOAT
+        others = (K * (N + 1) + 1) * shape.channels * FLOAT  # the gradient of D is the same for every route
+        read = 2 * x + proj + weights + K * shape.channels * (N + 2) * FLOAT + chunks * states
+        written = groups * x + partial + shape.batch * segments * (weights + others)
     else:
         read = x + proj + parameters
         written = groups * x + chunks * states

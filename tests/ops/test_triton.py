@@ -40,7 +40,7 @@ def benchmark_modules(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
-def run(*command: str, timeout: int = 280, **env: str) -> subprocess.CompletedProcess:
+def run(*command: str, timeout: int = 600, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -53,8 +53,8 @@ def run(*command: str, timeout: int = 280, **env: str) -> subprocess.CompletedPr
 
 @needs_triton
 @pytest.mark.skipif(
-    version("triton") < (3, 9) and version("numpy") >= (2, 4),
-    reason="the interpreter of Triton 3.6 fails on range() with NumPy 2.4 and later",
+    version("triton") < (3, 8) and version("numpy") >= (2, 4),
+    reason="the interpreter of Triton before 3.8 fails on range() with NumPy 2.4 and later",
 )
 def test_the_kernels_in_the_interpreter():
     done = run(
@@ -226,46 +226,54 @@ class TestAheadOfTime:
         monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
     @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-    @pytest.mark.parametrize("stage", [(96, 6, 56), (768, 48, 7)])
-    def test_no_kernel_of_the_fast_path_spills(self, target, stage):
-        """But for the backward pass, see below."""
-        from gpu_resources import KERNELS, resources
+    @pytest.mark.parametrize("stage", [(96, 6, 56), (384, 24, 14), (768, 48, 7)])
+    def test_no_kernel_of_the_forward_pass_spills(self, target, stage):
+        from gpu_resources import resources
 
         channels, rank, side = stage
-        for name in KERNELS:
-            if name == "backward":
-                continue
+        for name in ("forward", "segment ends"):
             found = resources(name, target, channels=channels, dt_rank=rank, side=side)
-            # Triton 3.6 spills 8 bytes in one of them.
-            assert found.spills <= (0 if version("triton") >= (3, 9) else 16), found
+            assert found.spills == 0, found
             assert found.registers > 0 and found.shared < 48 * 1024, found
 
     @pytest.mark.parametrize(
         ("target", "stage", "bound"),
         [
-            ("sm_90", (96, 6, 56), 0),
-            ("sm_90", (384, 24, 14), 16),  # 0 with Triton 3.9, 8 with 3.6
-            ("gfx942", (384, 24, 14), 0),
-            # Known to spill: on sm_80, and where a rank above 32 fills the registers with weights.
-            ("sm_80", (96, 6, 56), 256),
-            ("sm_90", (768, 48, 7), 512),
+            ("sm_80", (96, 6, 56), 160),
+            ("sm_90", (96, 6, 56), 96),
+            ("sm_90", (384, 24, 14), 256),
+            ("gfx942", (96, 6, 56), 0),
         ],
     )
     def test_spills_of_the_backward_pass(self, target, stage, bound):
+        """Known to spill, mostly what is needed only outside of its loop over tiles: see docs/gpu.md."""
         from gpu_resources import resources
 
         channels, rank, side = stage
         assert resources("backward", target, channels=channels, dt_rank=rank, side=side).spills <= bound
 
+    @pytest.mark.parametrize("name", ["forward", "backward", "segment ends", "segment ends, adjoint"])
+    def test_recurrences_stay_inside_a_thread(self, name):
+        """A lane to a channel and all steps in one thread, and no recurrence is run once more in another layout."""
+        from gpu_resources import compile_kernel
+
+        ir = compile_kernel(name, "sm_90", channels=96, dt_rank=6, side=56).asm["ttgir"]
+        layouts = dict(re.findall(r"^(#\w+) = (#ttg\..*)$", ir, re.MULTILINE))
+        scans = re.findall(r'"tt\.scan"\(.*?\) : \(tensor<16x32xf32, (#\w+)>', ir, re.DOTALL)
+        # by_channel and the recurrence; in the backward pass so in both of its loops, and the adjoint recurrence.
+        assert len(scans) == {"backward": 5}.get(name, 2), scans
+        assert all("threadsPerWarp = [1, 32]" in layouts[layout] for layout in scans), (scans, layouts)
+
     @pytest.mark.parametrize("name", ["forward", "backward", "segment ends"])
     def test_offsets_of_images_have_64_bits(self, name):
         """What grows with the batch passes 2^31 elements. Offsets of the parameters do not."""
-        from gpu_resources import KERNELS, compile_kernel
+        from gpu_resources import compile_kernel
 
         parameters = {"dt_weight", "dt_bias", "A", "skip"}
         ir = compile_kernel(name, "sm_90", channels=96, dt_rank=6, side=56).asm["ttir"]
         seen = set()
-        for argument in KERNELS[name][0].arg_names:
+        pointers = re.findall(r"%(\w+): !tt\.ptr<", ir)
+        for argument in pointers:
             splats = re.findall(rf"%(\w+) = tt\.splat %{argument} ", ir)
             for base in (argument, *splats):
                 for kind in re.findall(

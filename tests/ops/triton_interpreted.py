@@ -39,7 +39,11 @@ def fast_scan(self, inputs):
     state = None
     for i in range(len(data[0])):
         step = tuple(self.to_tensor(d[i].copy(), x.dtype) for d, x in zip(data, inputs))
-        state = step if state is None else self.combine_fn.fn(*state, *step)
+        if state is None:
+            state = step
+        else:
+            combined = self.combine_fn.fn(*state, *step)
+            state = combined if isinstance(combined, tuple) else (combined,)
         for f, s in zip(found, state):
             f[i] = s.handle.data
     return [self.to_tensor(np.moveaxis(f, 0, self.axis), x.dtype) for f, x in zip(found, inputs)]

@@ -7,6 +7,8 @@ With g_t the gradient of h_t, q_t = a_t * g_t that of h_{t-1} and c_t = C_t * gr
 runs against the walk. A program goes through its segment chunk by chunk from the end. In a chunk it first walks
 forwards from the recorded state to find the states before each tile, then takes the tiles in reverse, where it
 recomputes the step sizes and the states and scans for g.
+
+Gradients of z are kept times ln 2 and the weights times log2(e), so that their product needs no factor.
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ import triton.language as tl
 
 from .kernels import (
     LN2,
+    LOG2E,
     compose,
-    load_pixel,
     load_rank,
-    load_route,
+    load_states,
+    load_tile,
+    load_weight,
     locate,
     pixels,
     row,
+    row_of,
+    softplus,
     state_at,
-    step_size,
+    step_logit,
     walk,
     with_row,
 )
@@ -46,11 +52,35 @@ def compose_past(a0, p0, h0, a1, p1, h1):
 
 
 @triton.jit
+def backwards(x_TB):
+    """The tile with its steps in reverse. With all steps of a channel in one thread that takes no instruction, while
+    a scan from the end would exchange every value between lanes, twice."""
+    T: tl.constexpr = x_TB.shape[0]
+    B: tl.constexpr = x_TB.shape[1]
+    bits = x_TB.to(tl.int32, bitcast=True)
+    for i in tl.static_range(6):
+        if (2 << i) <= T:
+            pairs = tl.reshape(bits, [T >> (i + 1), 2, B << i])
+            bits = tl.reshape(tl.sum(pairs, 1)[:, None, :] - pairs, [T, B])
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def sum_into(sums_TS, x_TB, column, PRECISION: tl.constexpr):
+    """Adds the sum over channels to one column. As a product of matrices, which takes a fraction of the instructions
+    of a reduction across lanes."""
+    B: tl.constexpr = x_TB.shape[1]
+    S: tl.constexpr = sums_TS.shape[1]
+    ones_BS = tl.where(tl.arange(0, S)[None, :] == column, tl.full([B, 1], 1.0, tl.float32), 0.0)
+    return tl.dot(x_TB, ones_BS, sums_TS, input_precision=PRECISION)
+
+
+@triton.jit
 def backward_kernel(
     grad_y,  # (B, L, D)
     x,  # (B, L, D)
     proj,  # (B, L, K * (R + 2 * N))
-    dt_weight,  # (K, D, R)
+    dt_weight,  # (K, D, RANK): padded, as rows of a constant length take fewer registers to address
     dt_bias,  # (K, D)
     A,  # (K, D, N)
     skip,  # (K, D), read if HAS_SKIP
@@ -59,10 +89,10 @@ def backward_kernel(
     decays,
     grad_x,  # out (K / WALKS, B, L, D)
     grad_proj,  # out (D / BLOCK_D, B, L, K * (R + 2 * N)) float32
-    grad_weight,  # out (B, segments, K, D, R)
+    grad_weight,  # out (B, segments, K, D, RANK)
     grad_bias,  # out (B, segments, K, D)
     grad_A,  # out (B, segments, K, N, D)
-    grad_skip,  # out (B, segments, K, D)
+    grad_skip,  # out (B, segments, D): the same for every route
     batch,
     height,
     width,
@@ -98,14 +128,13 @@ def backward_kernel(
     grad_proj += (block * batch + b) * length * width_p
     n_N = tl.arange(0, N_PAD)
     r_R = tl.arange(0, RANK)
-    skip_B = tl.zeros([BLOCK_D], tl.float32)
-    if HAS_SKIP:
-        for i in range(WALKS):
-            skip_B += tl.load(skip + (group * WALKS + i) * channels + d_B, mask=live_B, other=0.0)
+    STATES: tl.constexpr = 16 if N <= 8 else 32
+    s_S = tl.arange(0, STATES)
+    t_T1 = tl.arange(0, T)[:, None]
     for i in range(WALKS):
         k = group * WALKS + i
         line, offset, outer, inner, restart = walk(k, height, width, ROUTES)
-        weight_RB, bias_B = load_route(dt_weight, dt_bias, k, d_B, live_B, channels, R, RANK)
+        weight_RB = load_weight(dt_weight, k, d_B, live_B, channels, RANK, RANK)
         first_column = k * (R + 2 * N)
         proj_k = proj + b * length * width_p + first_column
         grad_proj_k = grad_proj + first_column
@@ -131,89 +160,107 @@ def backward_kernel(
                 at = (((b * n_routes + k) * chunks + chunk) * N + n) * channels
                 states = with_row(states, n, tl.load(carry + at + d_B, mask=live_B, other=0.0), tiles * N_PAD)
             tiles_here = tl.minimum(tiles, tl.cdiv(length - chunk * CHUNK, T))
-            for j in range(tiles_here - 1):
+            j = 0
+            while j < tiles_here - 1:
                 start = chunk * CHUNK + j * T
                 inside_T = (start + tl.arange(0, T) < length) | EVEN
-                pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
+                begun = start // line
+                pixel_T, begins_T = pixels(begun, start - begun * line, line, offset, outer, inner, T, WIDE)
                 low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-                dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, PRECISION, COEFFICIENTS)
-                here = (pixel_T * channels)[:, None] + d_B[None, :]
-                x_TB = tl.load(x + here, mask=inside_T[:, None] & live_B[None, :], other=0.0).to(tl.float32)
+                x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels).to(tl.float32)
+                bias_1B = row_of(dt_bias, k * channels + d_B, live_B)
+                dt_TB = softplus(step_logit(low_TR, weight_RB, bias_1B, PRECISION), COEFFICIENTS)
                 for n in range(N):
-                    A_B = tl.load(A + (k * channels + d_B) * N + n, mask=live_B, other=0.0)
-                    a_TB = tl.exp2(dt_TB * A_B[None, :])
+                    a_TB = tl.exp2(dt_TB * row_of(A, (k * channels + d_B) * N + n, live_B))
                     if RESTART:
                         a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                    b_TB = dt_TB * x_TB * (load_pixel(proj_k, pixel_T, inside_T, width_p, R + n) * LN2)
-                    h_B = row(states, j * N_PAD + n, tiles * N_PAD)
+                    B_T1, C_T1 = load_states(proj_k, pixel_T, inside_T, width_p, n, R, N)
+                    b_TB = dt_TB * x_TB * B_T1
+                    entered_TB = a_TB * row(states, j * N_PAD + n, tiles * N_PAD)[None, :]
+                    b_TB = tl.where(t_T1 == 0, entered_TB + b_TB, b_TB)
                     decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
-                    h_TB += decay_TB * h_B[None, :]
                     states = with_row(states, (j + 1) * N_PAD + n, row(h_TB, T - 1, T), tiles * N_PAD)
-            for i_tile in range(tiles_here):
-                j = tiles_here - 1 - i_tile
+                j += 1
+            while j >= 0:
                 start = chunk * CHUNK + j * T
                 inside_T = (start + tl.arange(0, T) < length) | EVEN
-                pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
-                low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-                dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, PRECISION, COEFFICIENTS)
+                begun = start // line
+                pixel_T, begins_T = pixels(begun, start - begun * line, line, offset, outer, inner, T, WIDE)
                 here = (pixel_T * channels)[:, None] + d_B[None, :]
                 mask = inside_T[:, None] & live_B[None, :]
+                low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK).to(tl.float32)
                 x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
                 grad_y_TB = tl.load(grad_y + here, mask=mask, other=0.0).to(tl.float32)
+                grad_x_TB = tl.zeros([T, BLOCK_D], tl.float32)
+                if WALKS > 1:
+                    grad_x_TB = tl.load(grad_x + here, mask=mask & (i > 0), other=0.0).to(tl.float32)
+                bias_1B = row_of(dt_bias, k * channels + d_B, live_B)
+                z_TB = step_logit(low_TR, weight_RB, bias_1B, PRECISION)
+                dt_TB = softplus(z_TB, COEFFICIENTS)
                 # The logistic function of z, the derivative of softplus.
                 slope_TB = tl.exp2(z_TB - dt_TB)
-                grad_skip_B += tl.sum(grad_y_TB * x_TB, 0)
+                if k == 0:  # the same for every route
+                    grad_skip_B += tl.sum(grad_y_TB * x_TB, 0)
+                if HAS_SKIP:
+                    grad_x_TB += row_of(skip, k * channels + d_B, live_B) * grad_y_TB
                 grad_dt_TB = tl.zeros([T, BLOCK_D], tl.float32)
-                grad_x_TB = tl.zeros([T, BLOCK_D], tl.float32)
-                columns = grad_proj_k + pixel_T * width_p
+                grad_states_TS = tl.zeros([T, STATES], tl.float32)
                 for n in range(N):
-                    A_B = tl.load(A + (k * channels + d_B) * N + n, mask=live_B, other=0.0)
-                    a_TB = tl.exp2(dt_TB * A_B[None, :])
+                    A_1B = row_of(A, (k * channels + d_B) * N + n, live_B)
+                    a_TB = tl.exp2(dt_TB * A_1B)
                     if RESTART:
                         a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                    B_T1 = load_pixel(proj_k, pixel_T, inside_T, width_p, R + n)
-                    b_TB = dt_TB * x_TB * (B_T1 * LN2)
-                    h_B = row(states, j * N_PAD + n, tiles * N_PAD)
-                    zeros_TB = tl.zeros([T, BLOCK_D], tl.float32)
-                    decay_TB, past_TB, h_TB = tl.associative_scan((a_TB, zeros_TB, b_TB), 0, compose_past)
-                    entered_TB = decay_TB * h_B[None, :]
-                    past_TB += entered_TB
-                    h_TB += entered_TB
-                    tl.store(columns + R + N + n, tl.sum(grad_y_TB * h_TB, 1), mask=inside_T)
-                    c_TB = grad_y_TB * load_pixel(proj_k, pixel_T, inside_T, width_p, R + N + n)
+                    B_T1, C_T1 = load_states(proj_k, pixel_T, inside_T, width_p, n, R, N)
+                    b_TB = dt_TB * x_TB * B_T1
+                    entered_TB = a_TB * row(states, j * N_PAD + n, tiles * N_PAD)[None, :]
+                    past_TB = tl.where(t_T1 == 0, entered_TB, 0.0)
+                    b_TB = tl.where(t_T1 == 0, entered_TB + b_TB, b_TB)
+                    decay_TB, past_TB, h_TB = tl.associative_scan((a_TB, past_TB, b_TB), 0, compose_past)
+                    C_grad_TB = grad_y_TB * h_TB
+                    c_TB = grad_y_TB * C_T1
+                    c_TB = tl.where(t_T1 == T - 1, c_TB + row(q_NB, n, N_PAD)[None, :], c_TB)
                     ones_TB = tl.full([T, BLOCK_D], 1.0, tl.float32)
                     first_TB, others_TB, g_TB = tl.associative_scan(
-                        (a_TB, ones_TB, c_TB), 0, compose_adjoint, reverse=True
+                        (backwards(a_TB), ones_TB, backwards(c_TB)), 0, compose_adjoint
                     )
-                    g_TB += others_TB * row(q_NB, n, N_PAD)[None, :]
+                    g_TB = backwards(g_TB)
                     q_NB = with_row(q_NB, n, row(a_TB * g_TB, 0, T), N_PAD)
                     past_TB *= g_TB
                     grad_A_B = row(grad_A_NB, n, N_PAD) + tl.sum(past_TB * dt_TB, 0)
                     grad_A_NB = with_row(grad_A_NB, n, grad_A_B, N_PAD)
-                    grad_dt_TB += past_TB * A_B[None, :] + g_TB * (x_TB * B_T1)
+                    grad_dt_TB += past_TB * (A_1B * LN2) + g_TB * (x_TB * B_T1)
                     g_TB *= dt_TB
-                    grad_x_TB += g_TB * (B_T1 * LN2)
-                    tl.store(columns + R + n, tl.sum(g_TB * x_TB, 1) * LN2, mask=inside_T)
-                if i == 0:
-                    grad_x_TB += skip_B[None, :] * grad_y_TB
-                else:
-                    grad_x_TB += tl.load(grad_x + here, mask=mask, other=0.0).to(tl.float32)
+                    grad_x_TB += g_TB * B_T1
+                    grad_states_TS = sum_into(grad_states_TS, g_TB * x_TB * LN2, n, PRECISION)
+                    grad_states_TS = sum_into(grad_states_TS, C_grad_TB, N + n, PRECISION)
                 tl.store(grad_x + here, grad_x_TB.to(grad_x.dtype.element_ty), mask=mask)
                 grad_z_TB = grad_dt_TB * slope_TB
+                # Fetched again rather than kept, to spare the registers.
+                low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK).to(tl.float32)
                 grad_bias_B += tl.sum(grad_z_TB, 0)
                 grad_weight_BR = tl.dot(
                     tl.trans(grad_z_TB), low_TR, grad_weight_BR, input_precision=PRECISION
                 )
-                grad_low_TR = tl.dot(grad_z_TB, tl.trans(weight_RB), input_precision=PRECISION) * LN2
+                grad_low_TR = tl.dot(grad_z_TB, tl.trans(weight_RB), input_precision=PRECISION)
+                columns_T1 = (pixel_T * width_p)[:, None]
                 tl.store(
-                    columns[:, None] + r_R[None, :], grad_low_TR, mask=inside_T[:, None] & (r_R < R)[None, :]
+                    grad_proj_k + columns_T1 + r_R[None, :],
+                    grad_low_TR,
+                    mask=inside_T[:, None] & (r_R < R)[None, :],
                 )
+                tl.store(
+                    grad_proj_k + R + columns_T1 + s_S[None, :],
+                    grad_states_TS,
+                    mask=inside_T[:, None] & (s_S < 2 * N)[None, :],
+                )
+                j -= 1
         at = ((b * segments + segment) * n_routes + k) * channels
-        weight_at = (at + d_B)[:, None] * R + r_R[None, :]
-        tl.store(grad_weight + weight_at, grad_weight_BR, mask=live_B[:, None] & (r_R < R)[None, :])
-        tl.store(grad_bias + at + d_B, grad_bias_B, mask=live_B)
+        weight_at = (at + d_B)[:, None] * RANK + r_R[None, :]
+        tl.store(grad_weight + weight_at, grad_weight_BR * LOG2E, mask=live_B[:, None])
+        tl.store(grad_bias + at + d_B, grad_bias_B * LOG2E, mask=live_B)
         A_at = (((b * segments + segment) * n_routes + k) * N + n_N)[:, None] * channels + d_B[None, :]
         tl.store(grad_A + A_at, grad_A_NB * LN2, mask=(n_N < N)[:, None] & live_B[None, :])
-        tl.store(grad_skip + at + d_B, grad_skip_B, mask=live_B)
+        if k == 0:
+            tl.store(grad_skip + (b * segments + segment) * channels + d_B, grad_skip_B, mask=live_B)
         # The next route's loads of grad_x must see this one's stores, whichever thread made them.
         tl.debug_barrier()

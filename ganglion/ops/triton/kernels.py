@@ -1,8 +1,13 @@
 """Device functions shared by the kernels, and the two forward kernels.
 
-Layout. A program is one warp with its lanes on neighbouring channels, and it walks a stretch of one image along a
-route in tiles of T steps. With as many channels as lanes, all T steps of a channel live in one thread where the
-recurrence runs: it needs no shuffles, and the rest of a tile is T independent pieces of work that hide its latency.
+Layout. A program is one warp that walks a stretch of one image along a route in tiles of T steps. A tile comes from
+memory with neighbouring lanes on neighbouring bytes. The recurrence runs with a lane to a channel and all T steps of
+a channel in one thread: it needs no shuffles, and the rest of a tile is T independent pieces of work that hide its
+latency. `by_channel` moves a tile from the one to the other.
+
+Which layout an operation gets is the compiler's choice. It keeps those of loads, prefers the one of the load that
+comes last, and keeps products of matrices in theirs: so A and the bias, one row per tile, are loaded after x, with a
+hint against wide loads (`row_of`), and everything between them and the stores follows. test_triton.py looks.
 
 Units. Step sizes are kept as dt / ln 2, so that softplus and decay are exp2 and the factor is folded into the
 weights, once per route, and into B, once per pixel.
@@ -73,15 +78,17 @@ def walk(k, height, width, ROUTES: tl.constexpr):
 
 
 @triton.jit
-def pixels(start, line, offset, outer, inner, T: tl.constexpr, WIDE: tl.constexpr):
-    """Pixel of each of the T steps from `start` on, and whether a line begins there.
-
-    One division per tile; inside it u // line is a multiplication, exact while u * line < 2^31.
-    """
-    begun = start // line
-    u_T = start - begun * line + tl.arange(0, T)
+def lines_within(u, line):
+    """u // line as a multiplication, exact while u * line < 2^31."""
     magic = ((2147483647 + line.to(tl.int64)) // line).to(tl.uint32)
-    q_T = tl.umulhi((2 * u_T).to(tl.uint32), magic).to(tl.int32)
+    return tl.umulhi((2 * u).to(tl.uint32), magic).to(tl.int32)
+
+
+@triton.jit
+def pixels(begun, u, line, offset, outer, inner, T: tl.constexpr, WIDE: tl.constexpr):
+    """Pixel of each of the T steps from step u of line number `begun` on, and whether a line begins there."""
+    u_T = u + tl.arange(0, T)
+    q_T = lines_within(u_T, line)
     r_T = u_T - q_T * line
     pixel_T = offset + outer * (begun + q_T) + inner * r_T
     if WIDE:
@@ -90,43 +97,75 @@ def pixels(start, line, offset, outer, inner, T: tl.constexpr, WIDE: tl.constexp
 
 
 @triton.jit
-def load_route(dt_weight, dt_bias, k, d_B, live_B, channels, R: tl.constexpr, RANK: tl.constexpr):
-    """dt_weight[k] as (RANK, B) and dt_bias[k] as (B,), both times log2(e)."""
+def load_weight(dt_weight, k, d_B, live_B, channels, R: tl.constexpr, RANK: tl.constexpr):
+    """dt_weight[k] * log2(e) as (RANK, B)."""
     r_R = tl.arange(0, RANK)
     at = (k * channels + d_B)[None, :] * R + r_R[:, None]
-    weight_RB = tl.load(dt_weight + at, mask=live_B[None, :] & (r_R < R)[:, None], other=0.0) * LOG2E
-    bias_B = tl.load(dt_bias + k * channels + d_B, mask=live_B, other=0.0) * LOG2E
-    return weight_RB, bias_B
+    return tl.load(dt_weight + at, mask=live_B[None, :] & (r_R < R)[:, None], other=0.0) * LOG2E
 
 
 @triton.jit
 def load_rank(proj, pixel_T, inside_T, width_p, R: tl.constexpr, RANK: tl.constexpr):
-    """The low-rank part of a route's projections, (T, RANK) float32."""
+    """The low-rank part of a route's projections, (T, RANK)."""
     r_R = tl.arange(0, RANK)
     mask = inside_T[:, None] & (r_R < R)[None, :]
-    return tl.load(proj + (pixel_T * width_p)[:, None] + r_R[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.load(proj + (pixel_T * width_p)[:, None] + r_R[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def step_size(low_TR, weight_RB, bias_B, PRECISION: tl.constexpr, COEFFICIENTS: tl.constexpr):
-    """dt / ln 2 = softplus(z) / ln 2, and z / ln 2. Both (T, B).
+def load_tile(x, pixel_T, inside_T, d_B, live_B, channels):
+    """T pixels of a map, (T, B)."""
+    mask = inside_T[:, None] & live_B[None, :]
+    return tl.load(x + (pixel_T * channels)[:, None] + d_B[None, :], mask=mask, other=0.0)
 
-    Steps behind the end of the walk get a step size too. It does no harm: x and grad_y are zero there, and no step
-    that is wanted comes after them.
-    """
-    z_TB = tl.dot(low_TR, weight_RB, input_precision=PRECISION) + bias_B[None, :]
+
+@triton.jit
+def load_states(proj, pixel_T, inside_T, width_p, n, R: tl.constexpr, N: tl.constexpr):
+    """B * ln 2 and C of state n, each (T, 1) float32."""
+    which_2 = tl.arange(0, 2)
+    at_T2 = (pixel_T * width_p)[:, None] + (R + n + which_2 * N)[None, :]
+    both_T2 = tl.load(proj + at_T2, mask=inside_T[:, None], other=0.0).to(tl.float32)
+    B_T, C_T = tl.split(both_T2 * tl.where(which_2 == 0, LN2, 1.0)[None, :])
+    return B_T[:, None], C_T[:, None]
+
+
+@triton.jit
+def row_of(parameter, at_B, live_B):
+    """A row (1, B) of a parameter, a lane to a channel."""
+    return tl.load(parameter + tl.max_contiguous(at_B, 1)[None, :], mask=live_B[None, :], other=0.0)
+
+
+@triton.jit
+def latter(a, b):
+    return b
+
+
+@triton.jit
+def by_channel(x_TB):
+    """The tile as it is, laid out for scans: a scan that carries nothing, which takes no instruction."""
+    return tl.associative_scan(x_TB, 0, latter)
+
+
+@triton.jit
+def softplus(z_TB, COEFFICIENTS: tl.constexpr):
+    """softplus(z) / ln 2 from z / ln 2."""
     e_TB = tl.exp2(-tl.abs(z_TB))
     n: tl.constexpr = len(COEFFICIENTS)
     p_TB = COEFFICIENTS[n - 1] * e_TB + COEFFICIENTS[n - 2]
     for i in tl.static_range(n - 2):
         p_TB = p_TB * e_TB + COEFFICIENTS[n - 3 - i]
-    return tl.maximum(z_TB, 0.0) + e_TB * p_TB, z_TB
+    return tl.maximum(z_TB, 0.0) + e_TB * p_TB
 
 
 @triton.jit
-def load_pixel(proj, pixel_T, inside_T, width_p, column):
-    """One column of the projections, (T, 1) float32: B or C of one state."""
-    return tl.load(proj + pixel_T * width_p + column, mask=inside_T, other=0.0).to(tl.float32)[:, None]
+def step_logit(low_TR, weight_RB, bias_1B, PRECISION: tl.constexpr):
+    """z / ln 2, of which softplus makes dt, (T, B).
+
+    Steps behind the end of the walk get a step size too. It does no harm: x and grad_y are zero there, and no step
+    that is wanted comes after them.
+    """
+    z_TB = tl.dot(low_TR.to(tl.float32), weight_RB, input_precision=PRECISION)
+    return by_channel(z_TB) + bias_1B * LOG2E
 
 
 @triton.jit
@@ -139,8 +178,7 @@ def locate(batch, channels, n_groups, segments, BLOCK_D: tl.constexpr):
     pid = pid // n_groups
     n_blocks = tl.cdiv(channels, BLOCK_D)
     block = pid % n_blocks
-    # The hint keeps a lane to one channel, so that no lane has to hold a part of the walk.
-    d_B = block * BLOCK_D + tl.max_contiguous(tl.arange(0, BLOCK_D), 1)
+    d_B = block * BLOCK_D + tl.arange(0, BLOCK_D)
     return (pid // n_blocks).to(tl.int64), block, d_B, group, segment
 
 
@@ -191,32 +229,31 @@ def segment_ends_kernel(
     b, block, d_B, k, segment = locate(batch, channels, n_routes, segments, BLOCK_D)
     live_B = (d_B < channels) | EVEN
     line, offset, outer, inner, restart = walk(k, height, width, ROUTES)
-    weight_RB, bias_B = load_route(dt_weight, dt_bias, k, d_B, live_B, channels, R, RANK)
+    weight_RB = load_weight(dt_weight, k, d_B, live_B, channels, R, RANK)
     x += b * length * channels
     proj += b * length * width_p + k * (R + 2 * N)
     state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
     decay_NB = tl.full([N_PAD, BLOCK_D], 1.0, tl.float32)
     last: tl.constexpr = 0 if ADJOINT else T - 1
     begin = segment * segment_steps
-    steps = tl.minimum(segment_steps, length - begin)
-    tiles = tl.cdiv(steps, T)
-    for i in range(tiles):
+    tiles = tl.cdiv(tl.minimum(segment_steps, length - begin), T)
+    i = 0
+    while i < tiles:
         start = begin + (tiles - 1 - i if ADJOINT else i) * T
+        i += 1
         inside_T = (start + tl.arange(0, T) < length) | EVEN
-        pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
+        begun = start // line
+        pixel_T, begins_T = pixels(begun, start - begun * line, line, offset, outer, inner, T, WIDE)
         low_TR = load_rank(proj, pixel_T, inside_T, width_p, R, RANK)
-        dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, PRECISION, COEFFICIENTS)
-        here = (pixel_T * channels)[:, None] + d_B[None, :]
-        x_TB = tl.load(x + here, mask=inside_T[:, None] & live_B[None, :], other=0.0).to(tl.float32)
+        x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels).to(tl.float32)
+        bias_1B = row_of(dt_bias, k * channels + d_B, live_B)
+        dt_TB = softplus(step_logit(low_TR, weight_RB, bias_1B, PRECISION), COEFFICIENTS)
         for n in range(N):
-            A_B = tl.load(A + (k * channels + d_B) * N + n, mask=live_B, other=0.0)
-            a_TB = tl.exp2(dt_TB * A_B[None, :])
+            a_TB = tl.exp2(dt_TB * row_of(A, (k * channels + d_B) * N + n, live_B))
             if RESTART:
                 a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-            if ADJOINT:
-                b_TB = a_TB * x_TB * load_pixel(proj, pixel_T, inside_T, width_p, R + N + n)
-            else:
-                b_TB = dt_TB * x_TB * (load_pixel(proj, pixel_T, inside_T, width_p, R + n) * LN2)
+            B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N)
+            b_TB = a_TB * x_TB * C_T1 if ADJOINT else dt_TB * x_TB * B_T1
             decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose, reverse=ADJOINT)
             h_TB += decay_TB * row(state_NB, n, N_PAD)[None, :]
             state_NB = with_row(state_NB, n, row(h_TB, last, T), N_PAD)
@@ -273,14 +310,11 @@ def forward_kernel(
     y += (group * batch + b) * length * channels
     n_N = tl.arange(0, N_PAD)
     state_mask = (n_N < N)[:, None] & live_B[None, :]
-    skip_B = tl.zeros([BLOCK_D], tl.float32)
-    if HAS_SKIP:
-        for i in range(WALKS):
-            skip_B += tl.load(skip + (group * WALKS + i) * channels + d_B, mask=live_B, other=0.0)
+    first_T1 = (tl.arange(0, T) == 0)[:, None]
     for i in range(WALKS):
         k = group * WALKS + i
         line, offset, outer, inner, restart = walk(k, height, width, ROUTES)
-        weight_RB, bias_B = load_route(dt_weight, dt_bias, k, d_B, live_B, channels, R, RANK)
+        weight_RB = load_weight(dt_weight, k, d_B, live_B, channels, R, RANK)
         proj_k = proj + b * length * width_p + k * (R + 2 * N)
         state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
         if segment > 0:
@@ -288,31 +322,52 @@ def forward_kernel(
                 at = ((b * n_routes + k) * segments * N + n) * channels + d_B
                 entering_B = state_at(ends, decays, 0, segment, at, N * channels, BLOCK_D, live_B, 1)
                 state_NB = with_row(state_NB, n, entering_B, N_PAD)
-        begin = segment * segment_steps
-        for start in range(begin, tl.minimum(begin + segment_steps, length), T):
-            inside_T = (start + tl.arange(0, T) < length) | EVEN
+        start = segment * segment_steps
+        end = tl.minimum(start + segment_steps, length)
+        begun = start // line
+        u = start - begun * line
+        inside_T = (start + tl.arange(0, T) < length) | EVEN
+        pixel_T, begins_T = pixels(begun, u, line, offset, outer, inner, T, WIDE)
+        low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
+        x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels)
+        while start < end:
             if start % CHUNK == 0:
                 record = (((b * n_routes + k) * chunks + start // CHUNK) * N + n_N)[:, None] * channels
                 tl.store(carry + record + d_B[None, :], state_NB, mask=state_mask)
-            pixel_T, begins_T = pixels(start, line, offset, outer, inner, T, WIDE)
-            low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
-            dt_TB, z_TB = step_size(low_TR, weight_RB, bias_B, PRECISION, COEFFICIENTS)
+            inside_T = (start + tl.arange(0, T) < length) | EVEN
+            pixel_T, begins_T = pixels(begun, u, line, offset, outer, inner, T, WIDE)
+            # The next tile is fetched while this one is worked on. At the end that is this one again.
+            start += T
+            u += tl.where(start < end, T, 0)
+            begun_by = lines_within(u, line)
+            begun += begun_by
+            u -= begun_by * line
+            ahead_T = (tl.where(start < end, start, start - T) + tl.arange(0, T) < length) | EVEN
+            next_T, next_begins_T = pixels(begun, u, line, offset, outer, inner, T, WIDE)
+            next_low_TR = load_rank(proj_k, next_T, ahead_T, width_p, R, RANK)
+            next_x_TB = load_tile(x, next_T, ahead_T, d_B, live_B, channels)
             here = (pixel_T * channels)[:, None] + d_B[None, :]
             mask = inside_T[:, None] & live_B[None, :]
-            x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
-            y_TB = tl.where(i == 0, skip_B, 0.0)[None, :] * x_TB
+            x_TB = x_TB.to(tl.float32)
+            y_TB = tl.zeros([T, BLOCK_D], tl.float32)
+            if WALKS > 1:  # a mask, as a branch would cost registers
+                y_TB = tl.load(y + here, mask=mask & (i > 0), other=0.0).to(tl.float32)
+            bias_1B = row_of(dt_bias, k * channels + d_B, live_B)
+            dt_TB = softplus(step_logit(low_TR, weight_RB, bias_1B, PRECISION), COEFFICIENTS)
+            if HAS_SKIP:
+                y_TB += row_of(skip, k * channels + d_B, live_B) * x_TB
             for n in range(N):
-                A_B = tl.load(A + (k * channels + d_B) * N + n, mask=live_B, other=0.0)
-                a_TB = tl.exp2(dt_TB * A_B[None, :])
+                a_TB = tl.exp2(dt_TB * row_of(A, (k * channels + d_B) * N + n, live_B))
                 if RESTART:
                     a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                b_TB = dt_TB * x_TB * (load_pixel(proj_k, pixel_T, inside_T, width_p, R + n) * LN2)
+                B_T1, C_T1 = load_states(proj_k, pixel_T, inside_T, width_p, n, R, N)
+                b_TB = dt_TB * x_TB * B_T1
+                b_TB = tl.where(first_T1, a_TB * row(state_NB, n, N_PAD)[None, :] + b_TB, b_TB)
                 decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
-                h_TB += decay_TB * row(state_NB, n, N_PAD)[None, :]
                 state_NB = with_row(state_NB, n, row(h_TB, T - 1, T), N_PAD)
-                y_TB += load_pixel(proj_k, pixel_T, inside_T, width_p, R + N + n) * h_TB
-            # The first walk adds the skip, the others what is there. A mask, as a branch would cost registers.
-            y_TB += tl.load(y + here, mask=mask & (i > 0), other=0.0).to(tl.float32)
+                y_TB += C_T1 * h_TB
             tl.store(y + here, y_TB.to(y.dtype.element_ty), mask=mask)
+            low_TR = next_low_TR
+            x_TB = next_x_TB
         # The next route's loads of y must see this one's stores, whichever thread made them.
         tl.debug_barrier()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..routes import CHUNK
 from .adjoint import backward_kernel
@@ -61,8 +62,8 @@ def plan(
     backward: bool,
 ) -> Plan:
     """The plan for a shape on a device of `processors` multiprocessors."""
-    # The largest tiles that do not spill registers; benchmarks/gpu_resources.py counts them.
-    block_d, steps = (16, 16) if backward else (32, 16)
+    # As many channels as lanes: see `kernels`.
+    block_d, steps = 32, 16
     chunks = -(-length // CHUNK)
     blocks = batch * -(-channels // block_d)
     wanted = FILL * processors
@@ -240,17 +241,19 @@ def backward(
 
     grad_x = empty(call.groups, *x.shape, dtype=x.dtype)
     grad_proj = empty(call.blocks, *proj.shape)
-    grad_weight = empty(*split, *dt_weight.shape)
+    rank = dt_weight.shape[2]
+    padded_weight = pad(dt_weight, (0, int(call.constants["RANK"]) - rank))
+    grad_weight = empty(*split, *padded_weight.shape)
     grad_bias = empty(*split, *dt_bias.shape)
     grad_A = empty(*split, call.n_routes, call.d_state, call.channels)
-    grad_D = empty(*split, *A.shape[:2])
+    grad_D = empty(*split, call.channels)
     with on_device(x):
         ends, decays = call.segment_ends(grad_y, proj, dt_weight, dt_bias, A, adjoint=True)
         backward_kernel[call.grid(call.groups)](
             grad_y,
             x,
             proj,
-            dt_weight,
+            padded_weight,
             dt_bias,
             A,
             A if D is None else D,
@@ -274,10 +277,10 @@ def backward(
     return (
         merged(grad_x, x.dtype),
         merged(grad_proj, x.dtype),
-        grad_weight.sum((0, 1)),
+        grad_weight.sum((0, 1))[..., :rank].contiguous(),
         grad_bias.sum((0, 1)),
         grad_A.sum((0, 1)).mT.contiguous(),
-        None if D is None else grad_D.sum((0, 1)),
+        None if D is None else grad_D.sum((0, 1)).repeat(call.n_routes, 1),
     )
 
 

@@ -29,9 +29,9 @@ from .kernels import LOG1P_FULL, LOG1P_HALF, forward_kernel, segment_ends_kernel
 #: Programs per multiprocessor below which a launch is split further. Programs are single warps, but the steps of a
 #: tile are independent work inside a warp, so that few of them keep a scheduler busy.
 FILL = 5
-#: One warp: see `kernels`. Two stages: one tile's projections are fetched while the one before is worked on. Products
-#: and sums are fused, which newer releases of Triton do only where they are asked to.
-OPTIONS = {"num_warps": 1, "num_stages": 2, "enable_fp_fusion": True}
+#: One warp: see `kernels`, which also fetch ahead by themselves. Products and sums are fused, which newer releases of
+#: Triton do only where they are asked to.
+OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 #: A segment reads what all segments before it do to the state, so their number is bounded.
 MAX_SEGMENTS = 32
 

@@ -19,6 +19,10 @@ VERBS = {"fit": fit, "validate": validate, "predict": predict, "info": info, "ba
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit status; arguments that make no sense exit with status 2 and say why."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
+        # OpenMP's threads spin at barriers. Where another process, such as a loader's, wants the same core, a training
+        # step then takes thirty times as long.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         if argv[:1] == ["fit"]:
             return fit.main(argv[1:])

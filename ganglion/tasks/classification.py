@@ -266,8 +266,8 @@ class ClassificationData(pl.LightningDataModule):
         check_range("data.max_broken", max_broken, 0, 1)
         if root.endswith((".tar", ".npz")) and val_split is not None:
             raise ValueError(
-                f"data.root {root} is one file, of one split: expected a folder with both {train_split} and {val_split}, or "
-                "data.val_split null"
+                f"data.root {root} is one file, of one split: expected a folder with both {train_split} and "
+                f"{val_split}, or data.val_split null"
             )
         for field, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size)):
             if value is not None and value < 1:

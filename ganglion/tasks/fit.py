@@ -149,6 +149,8 @@ class FitCLI(LightningCLI):
     def run(self) -> None:
         """Train from the last good checkpoint of the output folder, or from the beginning, and export the network."""
         trainer, output = self.trainer, Path(self.config["output"])
+        if trainer.strategy.root_device.type == "cpu":
+            leave_cores(trainer.num_devices, self.datamodule.workers)  # pyright: ignore
         checkpoint = last_good(output / "checkpoints")
         if checkpoint is None and list_checkpoints(output / "checkpoints"):
             raise CheckpointError(f"none of the checkpoints in {output / 'checkpoints'} can be read")
@@ -193,6 +195,15 @@ class FitCLI(LightningCLI):
                 f"{path.parent} holds a run with other settings: {', '.join(changed)}. Choose another --output, or go "
                 f"on with that run as it is: ganglion fit --resume {path.parent}"
             )
+
+
+def leave_cores(processes: int, workers: int) -> None:
+    """Have PyTorch compute on no more threads than there are cores for: not on those of the loader's workers.
+
+    Threads wait for each other at every operation, so that one without a core holds up all.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // processes - workers)))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -78,6 +78,18 @@ def test_fit_says_what_is_not_installed(name):
     assert done.stderr == f"ganglion fit: error: {name} not installed: pip install 'ganglion[train]'\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "9"}, None)],
+    ids=str,
+)
+def test_threads_do_not_spin_unless_asked_to(given, policy):
+    code = "import os; from ganglion_cli import main; main(['backends']); print(os.environ.get('OMP_WAIT_POLICY'))"
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
+    assert done.stdout.splitlines()[-1] == str(policy), done.stderr
+
+
 @pytest.mark.parametrize("package", ["ganglion", "ganglion_cli"])
 def test_as_a_module(package):
     done = python("-m", package, "backends")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -174,6 +176,18 @@ def test_schedule(per):
         else:
             expected = 1e-5
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), step
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers", "threads"), [(1, 0, 8), (1, 3, 5), (1, 9, 1), (2, 1, 3), (8, 4, 1)]
+)
+def test_loaders_keep_their_cores(processes, workers, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    fit.leave_cores(processes, workers)
+    assert asked == [threads]
 
 
 def test_resume_without_a_name_takes_the_last_run(data, tmp_path, monkeypatch, capsys):

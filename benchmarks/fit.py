@@ -115,9 +115,13 @@ def main() -> int:
         ratios.append(ours / theirs)
         seconds.append(theirs / args.steps)
     print(f"torch {torch.__version__}, lightning {lightning.__version__}, ganglion {ganglion.__version__}")
-    print(f"{torch.get_num_threads()} threads, {args.model}, batch {args.batch_size} of {args.img_size} pixels")
+    print(
+        f"{torch.get_num_threads()} threads, {args.model}, batch {args.batch_size} of {args.img_size} pixels"
+    )
     print(f"bare step {1e3 * statistics.median(seconds):.1f} ms; last losses agree")
-    print(f"fit / bare: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds)")
+    print(
+        f"fit / bare: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds)"
+    )
     return 0
 
 

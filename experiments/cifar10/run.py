@@ -33,11 +33,12 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A network of a table: its name in timm's registry and the arguments that make it this row."""
+    """A network of a table: its name in timm's registry, its arguments, and how long it trains if not as usual."""
 
     name: str
     model: str
     args: dict = field(default_factory=dict)
+    epochs: int | None = None
 
 
 #: A network of timm's with the same number of parameters and of layers.
@@ -52,6 +53,11 @@ TABLES: dict[str, list[Row]] = {
         Row(name="sparx_swin_nano", model="sparx_swin_nano"),
         Row(name="sparx_swin_nano_plain", model="sparx_swin_nano_plain"),
         Row(name="convnext (timm)", model="convnext_atto", args=_CONVNEXT),
+    ],
+    # As much CPU time as 20 epochs of sparx_mamba_nano take in the main table.
+    "equal-time": [
+        Row(name="sparx_mamba_nano_plain", model="sparx_mamba_nano_plain", epochs=32),
+        Row(name="vmamba_nano", model="vmamba_nano", epochs=58),
     ],
     # SparX's Table 7 in small: in the third stage (5 layers), the stride S and the window M.
     "stride-window": [
@@ -167,6 +173,11 @@ def fit(run: Run, args: argparse.Namespace) -> dict | None:
         f"--output={folder}", f"--data.root={args.data}", f"--seed_everything={run.seed}",
         f"--model.name={run.row.model}",
     ]  # fmt: skip
+    if run.row.epochs is not None:
+        command += [
+            f"--trainer.max_epochs={run.row.epochs}",
+            f"--trainer.check_val_every_n_epoch={run.row.epochs}",
+        ]
     if run.args:
         command.append(f"--model.model_args={run.args}")
     environment = dict(os.environ)
@@ -239,11 +250,12 @@ def print_tables() -> None:
     results = read_results()
     for setting, table in dict.fromkeys((row["setting"], row["table"]) for row in results):
         rows = [row for row in results if (row["setting"], row["table"]) == (setting, table)]
-        print(f"\n{table}, {setting}: {rows[0]['train_images']} images, {rows[0]['epochs']} epochs\n")
-        print("| network | params M | MFLOPs | seeds | top-1 % | loss, training | loss, test | CPU min |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        for name in dict.fromkeys(row["row"] for row in rows):
-            of = [row for row in rows if row["row"] == name]
+        print(f"\n{table}, {setting}: {rows[0]['train_images']} images\n")
+        print(
+            "| network | params M | MFLOPs | epochs | seeds | top-1 % | loss, training | loss, test | CPU min |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        for name, of in by_name(table, rows).items():
             top1 = [float(row["top1"]) for row in of]
             spread = f" +- {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
             train, test, seconds = (
@@ -251,9 +263,16 @@ def print_tables() -> None:
                 for column in ("train_loss", "val_loss", "cpu_seconds")
             )
             print(
-                f"| {name} | {int(of[0]['params']) / 1e6:.3f} | {float(of[0]['mflops']):.2f} | {len(of)} "
-                f"| {statistics.mean(top1):.2f}{spread} | {train:.3f} | {test:.3f} | {seconds / 60:.1f} |"
+                f"| {name} | {int(of[0]['params']) / 1e6:.3f} | {float(of[0]['mflops']):.2f} | {of[0]['epochs']} "
+                f"| {len(of)} | {statistics.mean(top1):.2f}{spread} | {train:.3f} | {test:.3f} | {seconds / 60:.1f} |"
             )
+
+
+def by_name(table: str, results: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """The results of each row of a table that has any, in the table's order."""
+    names = [row.name for row in TABLES[table]]
+    found = {name: [result for result in results if result["row"] == name] for name in names}
+    return {name: of for name, of in found.items() if of}
 
 
 def draw(path: Path) -> None:
@@ -271,10 +290,10 @@ def draw(path: Path) -> None:
         1, len(tables), figsize=(5 * len(tables) + 1, 3.2), squeeze=False, layout="constrained"
     )
     for axis, table in zip(axes[0], tables, strict=True):
-        rows = [row for row in results if row["table"] == table]
-        names = list(dict.fromkeys(row["row"] for row in rows))[::-1]
+        rows = by_name(table, [row for row in results if row["table"] == table])
+        names = list(rows)[::-1]
         for y, name in enumerate(names):
-            top1 = [float(row["top1"]) for row in rows if row["row"] == name]
+            top1 = [float(row["top1"]) for row in rows[name]]
             axis.plot(top1, [y] * len(top1), "o", color="tab:blue", alpha=0.6)
             axis.plot([statistics.mean(top1)] * 2, [y - 0.25, y + 0.25], color="tab:orange", linewidth=2)
         axis.set(title=table, xlabel="top-1 (%)", yticks=range(len(names)), yticklabels=names)

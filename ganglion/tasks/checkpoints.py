@@ -201,7 +201,7 @@ class Checkpoints(Checkpoint):
                 raise Interrupted(self._signal or signal.SIGTERM, path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        done = trainer.fit_loop.epoch_progress.current.processed
+        done: int = pl_module.epoch  # pyright: ignore
         asked = agree(trainer, self._signal is not None)
         improved = self._improved(trainer)
         if asked or improved or done % self.every_n_epochs == 0 or done == trainer.max_epochs:

@@ -187,13 +187,13 @@ class Classification(Task):
         self.print(f"{weights}: {report}" + ("\n  the classifier begins anew" if self.new_classifier else ""))
 
     def description(self) -> dict[str, Any]:
-        data = self.trainer.datamodule
+        data: ClassificationData = self.trainer.datamodule  # pyright: ignore
         return {
             "model": self.name,
             "model_args": self.model_args | {"in_chans": self.in_chans},
             "num_classes": self.num_classes,
-            "data_config": data.data_config(self.network),  # pyright: ignore
-            "class_names": data.class_names,  # pyright: ignore
+            "data_config": data.data_config(self.network),
+            "class_names": data.class_names,
         }
 
     def loss(self, batch: Batch) -> Tensor:
@@ -338,17 +338,18 @@ class ClassificationData(pl.LightningDataModule):
 
         Raises ValueError for a mean or std that has neither one value nor one for every channel.
         """
+        channels: int = network.in_chans  # pyright: ignore
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if values is not None and len(values) not in (1, network.in_chans):
-                raise ValueError(f"data.{name} has {len(values)} values: expected 1 or {network.in_chans}")
+            if values is not None and len(values) not in (1, channels):
+                raise ValueError(f"data.{name} has {len(values)} values: expected 1 or {channels}")
         args: dict[str, Any] = {"crop_pct": self.crop_pct, "mean": self.mean, "std": self.std}
-        args["in_chans"] = network.in_chans
+        args["in_chans"] = channels
         if self.img_size is not None:
             args["img_size"] = self.img_size
         config = resolve_data_config({k: v for k, v in args.items() if v is not None}, model=network)
         for name in ("mean", "std"):
-            config[name] = per_channel(config[name], network.in_chans)
+            config[name] = per_channel(config[name], channels)
         return config
 
     def _network(self) -> nn.Module:

@@ -40,7 +40,7 @@ def benchmark_modules(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
-def run(*command: str, timeout: int = 600, **env: str) -> subprocess.CompletedProcess:
+def run(*command: str, timeout: int = 280, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -227,11 +227,12 @@ class TestAheadOfTime:
 
     @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
     @pytest.mark.parametrize("stage", [(96, 6, 56), (384, 24, 14), (768, 48, 7)])
-    def test_no_kernel_of_the_forward_pass_spills(self, target, stage):
-        from gpu_resources import resources
+    def test_no_kernel_of_the_fast_path_spills(self, target, stage):
+        """But for the backward pass, see below."""
+        from gpu_resources import KERNELS, resources
 
         channels, rank, side = stage
-        for name in ("forward", "segment ends"):
+        for name in KERNELS.keys() - {"backward"}:
             found = resources(name, target, channels=channels, dt_rank=rank, side=side)
             assert found.spills == 0, found
             assert found.registers > 0 and found.shared < 48 * 1024, found

@@ -49,7 +49,7 @@ class Shape:
     @property
     def padded_rank(self) -> int:
         """As the backward pass has it in memory."""
-        return max(16, 1 << (self.dt_rank - 1).bit_length())
+        return -(-self.dt_rank // 16) * 16
 
     @property
     def x_bytes(self) -> int:
@@ -107,16 +107,16 @@ def requested(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
     # Per walk, that is per image and route.
     weight = segments * D * R * FLOAT
     state = N * D * FLOAT
-    read = rows(N + 2) + state * segments * (segments - 1)  # bias, A, D; states that enter segments
+    read = state * segments * (segments - 1)  # states that enter segments
     if backward:
-        read += segments * D * shape.padded_rank * FLOAT
         swept = tiles - chunks  # tiles that are walked forwards once more
+        read += segments * D * (shape.padded_rank + 2) * FLOAT + rows(N)  # weights, bias, D; A
         read += L * step(2 * R + 2 * N, 2) + chunks * state
-        read += swept * (how.steps * step(R + 2 * N, 1) + (N + 1) * D * FLOAT)
+        read += swept * (how.steps * step(R + 2 * N, 1) + N * D * FLOAT)
         written = L * (D * item + blocks * (R + 2 * N) * FLOAT)
-        written += segments * (D * (shape.padded_rank + 1) * FLOAT + state)
+        written += segments * (D * (shape.padded_rank + 2) * FLOAT + state)
     else:
-        read += weight
+        read += weight + rows(N + 2)  # bias, A, D
         # Each tile is fetched while the one before it is worked on, the last of a segment once more.
         steps = [min(how.segment_chunks * CHUNK, L - s * how.segment_chunks * CHUNK) for s in range(segments)]
         twice = sum(n - (n - 1) // how.steps * how.steps for n in steps)
@@ -126,8 +126,7 @@ def requested(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
         read += weight + rows(N + 1) + L * step(R + 2 * N, 1)
         written += 2 * segments * state
     in_place = (K - K // how.walks) * L * D * item  # per image
-    skip = segments * D * FLOAT if backward else 0  # per image: its gradient is the same for every route
-    return Bytes(read=B * (K * read + in_place), written=B * (K * written + skip))
+    return Bytes(read=B * (K * read + in_place), written=B * K * written)
 
 
 def merging(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
@@ -155,7 +154,7 @@ def once(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
         blocks = -(-shape.channels // how.block_d)
         partial = blocks * shape.batch * shape.length * K * shape.projections * FLOAT
         weights = K * shape.channels * shape.padded_rank * FLOAT
-        others = (K * (N + 1) + 1) * shape.channels * FLOAT  # the gradient of D is the same for every route
+        others = K * (N + 2) * shape.channels * FLOAT
         read = 2 * x + proj + weights + K * shape.channels * (N + 2) * FLOAT + chunks * states
         written = groups * x + partial + shape.batch * segments * (weights + others)
     else:

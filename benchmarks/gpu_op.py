@@ -298,7 +298,7 @@ def plans(device: str) -> Iterator[dict]:
                     row["forward_ms"] = (
                         seconds(lambda how=how, t=tensors: launch.forward(*t, routes, how), device, 5) * 1e3
                     )
-                    if steps == 16:
+                    if steps == 16 and walks == 1:
                         back = lambda how=how, t=tensors, c=carry: launch.backward(t[0], *t, c, routes, how)  # noqa: E731
                         row["backward_ms"] = seconds(back, device, 5) * 1e3
                     yield row

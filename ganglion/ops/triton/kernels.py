@@ -10,7 +10,7 @@ comes last, and keeps products of matrices in theirs: so A and the bias, one row
 hint against wide loads (`row_of`), and everything between them and the stores follows. test_triton.py looks.
 
 Units. Step sizes are kept as dt / ln 2, so that softplus and decay are exp2 and the factor is folded into the
-weights, once per route, and into B, once per pixel.
+weights, once per route. It leaves states that are divided by the root of ln 2, and B and C are multiplied by it.
 
 Shape letters: T steps of a tile, B a program's channels (BLOCK_D), R dt_rank padded to a power of two,
 N d_state; K routes, L = height * width.
@@ -21,8 +21,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: Columns of the low-rank projections in one product of matrices, its least.
+PIECE = tl.constexpr(16)
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+ROOT_LN2 = tl.constexpr(0.8325546111576977)
 
 # log2(1 + e) / e on 0 <= e <= 1, minimax in relative error: 5.7e-5 and 1.9e-7. The hardware logarithm has an absolute
 # error, which is no good for the small step sizes at which models start, and Triton's own takes more instructions.
@@ -44,7 +48,7 @@ LOG1P_FULL = tl.constexpr(
 @triton.jit
 def compose(a0, b0, a1, b1):
     """The map h -> a1 * (a0 * h + b0) + b1, as a pair."""
-    return a0 * a1, a1 * b0 + b1
+    return a0 * a1, tl.fma(a1, b0, b1)
 
 
 @triton.jit
@@ -62,8 +66,8 @@ def with_row(x_TB, i, value_B, T: tl.constexpr):
 
 @triton.jit
 def walk(k, height, width, ROUTES: tl.constexpr):
-    """Route k as (line, offset, outer, inner, restart): step i reads pixel offset + outer * (i // line) + inner *
-    (i % line)."""
+    """Route k as (line, lines, offset, outer, inner) and whether it restarts: step i of lines * line reads pixel
+    offset + outer * (i // line) + inner * (i % line)."""
     code = 0
     for i in tl.static_range(len(ROUTES)):
         code = tl.where(k == i, ROUTES[i], code)
@@ -72,9 +76,10 @@ def walk(k, height, width, ROUTES: tl.constexpr):
     cols = 1 - ((code & 4) >> 1)
     offset = (height - 1) * width * ((1 - rows) >> 1) + (width - 1) * ((1 - cols) >> 1)
     line = tl.where(transpose, height, width)
+    lines = tl.where(transpose, width, height)
     outer = tl.where(transpose, cols, rows * width)
     inner = tl.where(transpose, rows * width, cols)
-    return line, offset, outer, inner, (code & 8) != 0
+    return (line, lines, offset, outer, inner), (code & 8) != 0
 
 
 @triton.jit
@@ -85,31 +90,58 @@ def lines_within(u, line):
 
 
 @triton.jit
-def pixels(begun, u, line, offset, outer, inner, T: tl.constexpr, WIDE: tl.constexpr):
-    """Pixel of each of the T steps from step u of line number `begun` on, and whether a line begins there."""
+def onwards(begun, u, steps, line):
+    """The position (line number, step of that line) so many steps later."""
+    by = lines_within(u + steps, line)
+    return begun + by, u + steps - by * line
+
+
+@triton.jit
+def back(begun, u, steps, line):
+    """The position so many steps earlier."""
+    by = lines_within(line - 1 - (u - steps), line)
+    return begun - by, u - steps + by * line
+
+
+@triton.jit
+def pixels(begun, u, route, T: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr):
+    """Pixel of each of the T steps from step u of line number `begun` on, whether it is before the end of the walk,
+    and whether a line begins there."""
+    line, lines, offset, outer, inner = route
     u_T = u + tl.arange(0, T)
     q_T = lines_within(u_T, line)
     r_T = u_T - q_T * line
     pixel_T = offset + outer * (begun + q_T) + inner * r_T
     if WIDE:
         pixel_T = pixel_T.to(tl.int64)
-    return pixel_T, r_T == 0
+    return pixel_T, (begun + q_T < lines) | EVEN, r_T == 0
 
 
 @triton.jit
-def load_weight(dt_weight, k, d_B, live_B, channels, R: tl.constexpr, RANK: tl.constexpr):
-    """dt_weight[k] * log2(e) as (RANK, B)."""
-    r_R = tl.arange(0, RANK)
-    at = (k * channels + d_B)[None, :] * R + r_R[:, None]
-    return tl.load(dt_weight + at, mask=live_B[None, :] & (r_R < R)[:, None], other=0.0) * LOG2E
+def load_weights(dt_weight, d_B, live_B, R: tl.constexpr, PIECES: tl.constexpr):
+    """A route's dt_weight * log2(e) as pieces (P, B).
+
+    With a hint against wide loads: they bring a layout of which operands of a product are made by exchange between
+    lanes, once per tile, while from this one they are made by way of shared memory, which keeps them.
+    """
+    weights = ()
+    for i in tl.static_range(PIECES):
+        r_P = tl.arange(0, PIECE) + i * PIECE
+        at = tl.max_contiguous((d_B * R)[None, :] + r_P[:, None], [1, 1])
+        weight_PB = tl.load(dt_weight + at, mask=live_B[None, :] & (r_P < R)[:, None], other=0.0)
+        weights = weights + (weight_PB * LOG2E,)
+    return weights
 
 
 @triton.jit
-def load_rank(proj, pixel_T, inside_T, width_p, R: tl.constexpr, RANK: tl.constexpr):
-    """The low-rank part of a route's projections, (T, RANK)."""
-    r_R = tl.arange(0, RANK)
-    mask = inside_T[:, None] & (r_R < R)[None, :]
-    return tl.load(proj + (pixel_T * width_p)[:, None] + r_R[None, :], mask=mask, other=0.0)
+def load_low(proj, pixel_T, inside_T, width_p, R: tl.constexpr, PIECES: tl.constexpr):
+    """The low-rank part of a route's projections as pieces (T, P)."""
+    low = ()
+    for i in tl.static_range(PIECES):
+        r_P = tl.arange(0, PIECE) + i * PIECE
+        mask = inside_T[:, None] & (r_P < R)[None, :]
+        low = low + (tl.load(proj + (pixel_T * width_p)[:, None] + r_P[None, :], mask=mask, other=0.0),)
+    return low
 
 
 @triton.jit
@@ -121,11 +153,12 @@ def load_tile(x, pixel_T, inside_T, d_B, live_B, channels):
 
 @triton.jit
 def load_states(proj, pixel_T, inside_T, width_p, n, R: tl.constexpr, N: tl.constexpr):
-    """B * ln 2 and C of state n, each (T, 1) float32."""
+    """B and C of state n times the root of ln 2, each (T, 1) float32."""
     which_2 = tl.arange(0, 2)
     at_T2 = (pixel_T * width_p)[:, None] + (R + n + which_2 * N)[None, :]
     both_T2 = tl.load(proj + at_T2, mask=inside_T[:, None], other=0.0).to(tl.float32)
-    B_T, C_T = tl.split(both_T2 * tl.where(which_2 == 0, LN2, 1.0)[None, :])
+    # Always true, but so the product is not moved behind the broadcast.
+    B_T, C_T = tl.split(tl.where((which_2 < 2)[None, :], both_T2 * ROOT_LN2, 0.0))
     return B_T[:, None], C_T[:, None]
 
 
@@ -158,38 +191,41 @@ def softplus(z_TB, COEFFICIENTS: tl.constexpr):
 
 
 @triton.jit
-def step_logit(low_TR, weight_RB, bias_1B, PRECISION: tl.constexpr):
+def step_logit(low, weights, bias_1B, T: tl.constexpr, PRECISION: tl.constexpr):
     """z / ln 2, of which softplus makes dt, (T, B).
 
     Steps behind the end of the walk get a step size too. It does no harm: x and grad_y are zero there, and no step
     that is wanted comes after them.
     """
-    z_TB = tl.dot(low_TR.to(tl.float32), weight_RB, input_precision=PRECISION)
+    z_TB = tl.zeros([T, bias_1B.shape[1]], tl.float32)
+    for i in tl.static_range(len(low)):
+        z_TB = tl.dot(low[i].to(tl.float32), weights[i], z_TB, input_precision=PRECISION)
     return by_channel(z_TB) + bias_1B * LOG2E
 
 
 @triton.jit
 def locate(batch, channels, n_groups, segments, BLOCK_D: tl.constexpr):
-    """This program's (image, channels, group of routes, segment). Groups are neighbours: they read the same x."""
+    """This program's (image, block of channels, group of routes, segment). Groups are neighbours: they read one x."""
     pid = tl.program_id(0)
     segment = pid % segments
     pid = pid // segments
     group = pid % n_groups
     pid = pid // n_groups
     n_blocks = tl.cdiv(channels, BLOCK_D)
-    block = pid % n_blocks
-    d_B = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    return (pid // n_blocks).to(tl.int64), block, d_B, group, segment
+    return (pid // n_blocks).to(tl.int64), pid % n_blocks, group, segment
 
 
 @triton.jit
-def state_at(ends, decays, first, last, at, stride, BLOCK_D: tl.constexpr, live_B, STEP: tl.constexpr):
-    """The state that segments first, first + STEP, ... up to but without `last` leave behind."""
+def state_at(
+    ends, n, first, last, channels, live_B, N: tl.constexpr, BLOCK_D: tl.constexpr, STEP: tl.constexpr
+):
+    """State n that segments first, first + STEP, ... up to but without `last` of a route leave behind."""
+    d_B = tl.arange(0, BLOCK_D)
     state_B = tl.zeros([BLOCK_D], tl.float32)
     for i in range((last - first) * STEP):
-        here = at + (first + i * STEP) * stride
-        end_B = tl.load(ends + here, mask=live_B, other=0.0)
-        state_B = tl.load(decays + here, mask=live_B, other=0.0) * state_B + end_B
+        here = ends + ((first + i * STEP) * 2 * N + n) * channels
+        end_B = tl.load(here + d_B, mask=live_B, other=0.0)
+        state_B = tl.load(here + N * channels + d_B, mask=live_B, other=0.0) * state_B + end_B
     return state_B
 
 
@@ -200,8 +236,8 @@ def segment_ends_kernel(
     dt_weight,
     dt_bias,
     A,
-    ends,  # out (B, K, segments, N, D): the state a segment leaves when it is entered with zero
-    decays,  # out, same shape: the factor from the state before the segment to the state after it
+    ends,  # out (B, K, segments, 2, N, D): the state that a segment leaves when it is entered with zero, and the
+    # factor from the state before it to the state after it
     batch,
     height,
     width,
@@ -213,7 +249,7 @@ def segment_ends_kernel(
     N: tl.constexpr,
     N_PAD: tl.constexpr,
     R: tl.constexpr,
-    RANK: tl.constexpr,
+    PIECES: tl.constexpr,
     T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -226,30 +262,37 @@ def segment_ends_kernel(
     n_routes: tl.constexpr = len(ROUTES)
     width_p: tl.constexpr = n_routes * (R + 2 * N)
     length = height * width
-    b, block, d_B, k, segment = locate(batch, channels, n_routes, segments, BLOCK_D)
-    live_B = (d_B < channels) | EVEN
-    line, offset, outer, inner, restart = walk(k, height, width, ROUTES)
-    weight_RB = load_weight(dt_weight, k, d_B, live_B, channels, R, RANK)
-    x += b * length * channels
+    b, block, k, segment = locate(batch, channels, n_routes, segments, BLOCK_D)
+    first = block * BLOCK_D
+    d_B = tl.arange(0, BLOCK_D)
+    live_B = (d_B < channels - first) | EVEN
+    route, restart = walk(k, height, width, ROUTES)
+    line = route[0]
+    x += b * length * channels + first
     proj += b * length * width_p + k * (R + 2 * N)
+    ends += ((b * n_routes + k) * segments + segment) * 2 * N * channels + first
+    dt_weight += (k * channels + first) * R
+    dt_bias += k * channels + first
+    A += (k * channels + first) * N
+    weights = load_weights(dt_weight, d_B, live_B, R, PIECES)
     state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
     decay_NB = tl.full([N_PAD, BLOCK_D], 1.0, tl.float32)
     last: tl.constexpr = 0 if ADJOINT else T - 1
     begin = segment * segment_steps
     tiles = tl.cdiv(tl.minimum(segment_steps, length - begin), T)
-    i = 0
-    while i < tiles:
-        start = begin + (tiles - 1 - i if ADJOINT else i) * T
-        i += 1
-        inside_T = (start + tl.arange(0, T) < length) | EVEN
-        begun = start // line
-        pixel_T, begins_T = pixels(begun, start - begun * line, line, offset, outer, inner, T, WIDE)
-        low_TR = load_rank(proj, pixel_T, inside_T, width_p, R, RANK)
+    start = begin + (tiles - 1) * T if ADJOINT else begin
+    begun = start // line
+    u = start - begun * line
+    while tiles > 0:
+        tiles -= 1
+        pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
+        begun, u = back(begun, u, T, line) if ADJOINT else onwards(begun, u, T, line)
+        low = load_low(proj, pixel_T, inside_T, width_p, R, PIECES)
         x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels).to(tl.float32)
-        bias_1B = row_of(dt_bias, k * channels + d_B, live_B)
-        dt_TB = softplus(step_logit(low_TR, weight_RB, bias_1B, PRECISION), COEFFICIENTS)
+        bias_1B = row_of(dt_bias, d_B, live_B)
+        dt_TB = softplus(step_logit(low, weights, bias_1B, T, PRECISION), COEFFICIENTS)
         for n in range(N):
-            a_TB = tl.exp2(dt_TB * row_of(A, (k * channels + d_B) * N + n, live_B))
+            a_TB = tl.exp2(dt_TB * row_of(A + n, d_B * N, live_B))
             if RESTART:
                 a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
             B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N)
@@ -259,10 +302,10 @@ def segment_ends_kernel(
             state_NB = with_row(state_NB, n, row(h_TB, last, T), N_PAD)
             decay_NB = with_row(decay_NB, n, row(decay_NB, n, N_PAD) * row(decay_TB, last, T), N_PAD)
     n_N = tl.arange(0, N_PAD)
-    at = (((b * n_routes + k) * segments + segment) * N + n_N)[:, None] * channels + d_B[None, :]
+    at = (n_N * channels)[:, None] + d_B[None, :]
     mask = (n_N < N)[:, None] & live_B[None, :]
     tl.store(ends + at, state_NB, mask=mask)
-    tl.store(decays + at, decay_NB, mask=mask)
+    tl.store(ends + N * channels + at, decay_NB, mask=mask)
 
 
 @triton.jit
@@ -274,7 +317,6 @@ def forward_kernel(
     A,  # (K, D, N)
     skip,  # (K, D), read if HAS_SKIP
     ends,  # read if segments > 1, see segment_ends_kernel
-    decays,
     y,  # out (K / WALKS, B, L, D): the sum over each group of WALKS routes
     carry,  # out (B, K, chunks, N, D)
     batch,
@@ -289,7 +331,7 @@ def forward_kernel(
     N: tl.constexpr,
     N_PAD: tl.constexpr,
     R: tl.constexpr,
-    RANK: tl.constexpr,
+    PIECES: tl.constexpr,
     WALKS: tl.constexpr,
     T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -304,60 +346,62 @@ def forward_kernel(
     n_routes: tl.constexpr = len(ROUTES)
     width_p: tl.constexpr = n_routes * (R + 2 * N)
     length = height * width
-    b, block, d_B, group, segment = locate(batch, channels, n_routes // WALKS, segments, BLOCK_D)
-    live_B = (d_B < channels) | EVEN
-    x += b * length * channels
-    y += (group * batch + b) * length * channels
+    b, block, group, segment = locate(batch, channels, n_routes // WALKS, segments, BLOCK_D)
+    first = block * BLOCK_D
+    d_B = tl.arange(0, BLOCK_D)
+    live_B = (d_B < channels - first) | EVEN
+    x += b * length * channels + first
+    y += (group * batch + b) * length * channels + first
     n_N = tl.arange(0, N_PAD)
     state_mask = (n_N < N)[:, None] & live_B[None, :]
     first_T1 = (tl.arange(0, T) == 0)[:, None]
     for i in range(WALKS):
         k = group * WALKS + i
-        line, offset, outer, inner, restart = walk(k, height, width, ROUTES)
-        weight_RB = load_weight(dt_weight, k, d_B, live_B, channels, R, RANK)
-        proj_k = proj + b * length * width_p + k * (R + 2 * N)
+        route, restart = walk(k, height, width, ROUTES)
+        line = route[0]
+        proj_k = proj + (b * length * width_p + k * (R + 2 * N))
+        ends_k = ends + ((b * n_routes + k) * segments * 2 * N * channels + first)
+        carry_k = carry + ((b * n_routes + k) * chunks * N * channels + first)
+        bias_k = dt_bias + (k * channels + first)
+        skip_k = skip + (k * channels + first)
+        A_k = A + (k * channels + first) * N
+        weights = load_weights(dt_weight + (k * channels + first) * R, d_B, live_B, R, PIECES)
         state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
         if segment > 0:
             for n in range(N):
-                at = ((b * n_routes + k) * segments * N + n) * channels + d_B
-                entering_B = state_at(ends, decays, 0, segment, at, N * channels, BLOCK_D, live_B, 1)
+                entering_B = state_at(ends_k, n, 0, segment, channels, live_B, N, BLOCK_D, 1)
                 state_NB = with_row(state_NB, n, entering_B, N_PAD)
         start = segment * segment_steps
         end = tl.minimum(start + segment_steps, length)
         begun = start // line
         u = start - begun * line
-        inside_T = (start + tl.arange(0, T) < length) | EVEN
-        pixel_T, begins_T = pixels(begun, u, line, offset, outer, inner, T, WIDE)
-        low_TR = load_rank(proj_k, pixel_T, inside_T, width_p, R, RANK)
+        pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
+        low = load_low(proj_k, pixel_T, inside_T, width_p, R, PIECES)
         x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels)
         while start < end:
             if start % CHUNK == 0:
-                record = (((b * n_routes + k) * chunks + start // CHUNK) * N + n_N)[:, None] * channels
-                tl.store(carry + record + d_B[None, :], state_NB, mask=state_mask)
-            inside_T = (start + tl.arange(0, T) < length) | EVEN
-            pixel_T, begins_T = pixels(begun, u, line, offset, outer, inner, T, WIDE)
+                record = carry_k + (start // CHUNK).to(tl.int64) * N * channels
+                at = (n_N * channels)[:, None] + d_B[None, :]
+                tl.store(record + at, state_NB * ROOT_LN2, mask=state_mask)
+            pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
             # The next tile is fetched while this one is worked on. At the end that is this one again.
             start += T
-            u += tl.where(start < end, T, 0)
-            begun_by = lines_within(u, line)
-            begun += begun_by
-            u -= begun_by * line
-            ahead_T = (tl.where(start < end, start, start - T) + tl.arange(0, T) < length) | EVEN
-            next_T, next_begins_T = pixels(begun, u, line, offset, outer, inner, T, WIDE)
-            next_low_TR = load_rank(proj_k, next_T, ahead_T, width_p, R, RANK)
-            next_x_TB = load_tile(x, next_T, ahead_T, d_B, live_B, channels)
+            begun, u = onwards(begun, u, tl.where(start < end, T, 0), line)
+            next_T, next_inside_T, next_begins_T = pixels(begun, u, route, T, WIDE, EVEN)
+            next_low = load_low(proj_k, next_T, next_inside_T, width_p, R, PIECES)
+            next_x_TB = load_tile(x, next_T, next_inside_T, d_B, live_B, channels)
             here = (pixel_T * channels)[:, None] + d_B[None, :]
             mask = inside_T[:, None] & live_B[None, :]
             x_TB = x_TB.to(tl.float32)
             y_TB = tl.zeros([T, BLOCK_D], tl.float32)
             if WALKS > 1:  # a mask, as a branch would cost registers
                 y_TB = tl.load(y + here, mask=mask & (i > 0), other=0.0).to(tl.float32)
-            bias_1B = row_of(dt_bias, k * channels + d_B, live_B)
-            dt_TB = softplus(step_logit(low_TR, weight_RB, bias_1B, PRECISION), COEFFICIENTS)
+            bias_1B = row_of(bias_k, d_B, live_B)
+            dt_TB = softplus(step_logit(low, weights, bias_1B, T, PRECISION), COEFFICIENTS)
             if HAS_SKIP:
-                y_TB += row_of(skip, k * channels + d_B, live_B) * x_TB
+                y_TB += row_of(skip_k, d_B, live_B) * x_TB
             for n in range(N):
-                a_TB = tl.exp2(dt_TB * row_of(A, (k * channels + d_B) * N + n, live_B))
+                a_TB = tl.exp2(dt_TB * row_of(A_k + n, d_B * N, live_B))
                 if RESTART:
                     a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
                 B_T1, C_T1 = load_states(proj_k, pixel_T, inside_T, width_p, n, R, N)
@@ -367,7 +411,7 @@ def forward_kernel(
                 state_NB = with_row(state_NB, n, row(h_TB, T - 1, T), N_PAD)
                 y_TB += C_T1 * h_TB
             tl.store(y + here, y_TB.to(y.dtype.element_ty), mask=mask)
-            low_TR = next_low_TR
+            low = next_low
             x_TB = next_x_TB
         # The next route's loads of y must see this one's stores, whichever thread made them.
         tl.debug_barrier()

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from ..routes import CHUNK
 from .adjoint import backward_kernel
-from .kernels import LOG1P_FULL, LOG1P_HALF, forward_kernel, segment_ends_kernel
+from .kernels import LOG1P_FULL, LOG1P_HALF, PIECE, forward_kernel, segment_ends_kernel
 
 #: Programs per multiprocessor below which a launch is split further. Programs are single warps, but the steps of a
 #: tile are independent work inside a warp, so that few of them keep a scheduler busy.
@@ -42,7 +42,8 @@ class Plan:
 
     block_d: channels of a program, a power of two of at least 16.
     steps: steps of a tile, a power of two of at least 16 that divides CHUNK.
-    walks: routes that a program walks one after another; divides the number of routes, 1 in the chunked form.
+    walks: routes that a program walks one after another; divides the number of routes. 1 in the chunked form and in
+        the backward pass: what is needed only from route to route would leave it too few registers.
     segment_chunks: chunks of CHUNK steps in a segment; the sequential form has one segment.
     """
 
@@ -68,8 +69,8 @@ def plan(
     blocks = batch * -(-channels // block_d)
     wanted = FILL * processors
     # Fewest partial sums first: they cost memory traffic. Then segments: they cost the recurrence twice.
-    for walks in (w for w in range(n_routes, 0, -1) if n_routes % w == 0):
-        if blocks * (n_routes // walks) >= wanted:
+    for walks in range(1 if backward else n_routes, 0, -1):
+        if n_routes % walks == 0 and blocks * (n_routes // walks) >= wanted:
             return Plan(block_d=block_d, steps=steps, walks=walks, segment_chunks=chunks)
     segments = min(MAX_SEGMENTS, chunks, -(-wanted // (blocks * n_routes)))
     return Plan(block_d=block_d, steps=steps, walks=1, segment_chunks=-(-chunks // segments))
@@ -104,7 +105,7 @@ def constants(
         "N": d_state,
         "N_PAD": triton.next_power_of_2(d_state),
         "R": dt_rank,
-        "RANK": max(16, triton.next_power_of_2(dt_rank)),
+        "PIECES": triton.cdiv(dt_rank, PIECE.value),
         "T": steps,
         "BLOCK_D": block_d,
         # Inputs of half precision lose nothing in TF32, and it keeps the range of float32 for gradients.
@@ -136,6 +137,10 @@ class _Call:
         )
         if self.plan.walks > 1 and self.plan.segment_chunks < self.chunks:
             raise ValueError(f"{self.plan}: segments of one route may add up in place with no other route's")
+        if self.plan.walks > 1 and backward:
+            raise ValueError(
+                f"{self.plan}: a program of the backward pass walks one route, walks has to be 1"
+            )
         self.segments = -(-self.chunks // self.plan.segment_chunks)
         self.groups = self.n_routes // self.plan.walks
         self.blocks = -(-self.channels // self.plan.block_d)
@@ -160,11 +165,11 @@ class _Call:
     def segment_ends(
         self, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, adjoint: bool
     ):
-        """Ends and decays (B, K, segments, N, D); unread placeholders if there is one segment."""
+        """What segments do to the state, (B, K, segments, 2, N, D); an unread placeholder if there is one segment."""
         if self.segments == 1:
-            return A, A
-        shape = (self.batch, self.n_routes, self.segments, self.d_state, self.channels)
-        ends, decays = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2))
+            return A
+        shape = (self.batch, self.n_routes, self.segments, 2, self.d_state, self.channels)
+        ends = torch.empty(shape, dtype=torch.float32, device=x.device)
         segment_ends_kernel[self.grid(self.n_routes)](
             x,
             proj,
@@ -172,13 +177,12 @@ class _Call:
             dt_bias,
             A,
             ends,
-            decays,
             *self.sizes,
             ADJOINT=adjoint,
             **OPTIONS,
             **self.constants,
         )
-        return ends, decays
+        return ends
 
 
 def forward(
@@ -197,7 +201,7 @@ def forward(
     carry_shape = (call.batch, call.n_routes, call.chunks, call.d_state, call.channels)
     carry = torch.empty(carry_shape, dtype=torch.float32, device=x.device)
     with on_device(x):
-        ends, decays = call.segment_ends(x, proj, dt_weight, dt_bias, A, adjoint=False)
+        ends = call.segment_ends(x, proj, dt_weight, dt_bias, A, adjoint=False)
         forward_kernel[call.grid(call.groups)](
             x,
             proj,
@@ -206,7 +210,6 @@ def forward(
             A,
             A if D is None else D,
             ends,
-            decays,
             y,
             carry,
             *call.sizes,
@@ -242,13 +245,11 @@ def backward(
     grad_x = empty(call.groups, *x.shape, dtype=x.dtype)
     grad_proj = empty(call.blocks, *proj.shape)
     rank = dt_weight.shape[2]
-    padded_weight = pad(dt_weight, (0, int(call.constants["RANK"]) - rank))
+    padded_weight = pad(dt_weight, (0, -rank % PIECE.value))
     grad_weight = empty(*split, *padded_weight.shape)
-    grad_bias = empty(*split, *dt_bias.shape)
-    grad_A = empty(*split, call.n_routes, call.d_state, call.channels)
-    grad_D = empty(*split, call.channels)
+    grad_rows = empty(*split, call.n_routes, call.d_state + 2, call.channels)
     with on_device(x):
-        ends, decays = call.segment_ends(grad_y, proj, dt_weight, dt_bias, A, adjoint=True)
+        ends = call.segment_ends(grad_y, proj, dt_weight, dt_bias, A, adjoint=True)
         backward_kernel[call.grid(call.groups)](
             grad_y,
             x,
@@ -259,28 +260,25 @@ def backward(
             A if D is None else D,
             carry,
             ends,
-            decays,
             grad_x,
             grad_proj,
             grad_weight,
-            grad_bias,
-            grad_A,
-            grad_D,
+            grad_rows,
             *call.sizes,
             call.chunks,
             HAS_SKIP=D is not None,
-            WALKS=call.plan.walks,
             CHUNK=CHUNK,
             **OPTIONS,
             **call.constants,
         )
+    rows = grad_rows.movedim(-2, 0)
     return (
         merged(grad_x, x.dtype),
         merged(grad_proj, x.dtype),
         grad_weight.sum((0, 1))[..., :rank].contiguous(),
-        grad_bias.sum((0, 1)),
-        grad_A.sum((0, 1)).mT.contiguous(),
-        None if D is None else grad_D.sum((0, 1)).repeat(call.n_routes, 1),
+        rows[0].sum((0, 1)),
+        rows[2:].sum((1, 2)).permute(1, 2, 0).contiguous(),
+        None if D is None else rows[1, :, :, 0].sum((0, 1)).repeat(call.n_routes, 1),
     )
 
 

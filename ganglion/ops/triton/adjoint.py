@@ -22,6 +22,7 @@ from .kernels import (
     PIECE,
     ROOT_LN2,
     back,
+    backwards,
     compose,
     load_low,
     load_states,
@@ -58,20 +59,6 @@ def shift(x0, before0, single0, x1, before1, single1):
 def sum_beside(beside0, x0, beside1, x1):
     """The sum of x, in a scan with another tile so that it is in its layout."""
     return beside1, x0 + x1
-
-
-@triton.jit
-def backwards(x_TB):
-    """The tile with its steps in reverse. With all steps of a channel in one thread that takes no instruction, while
-    a scan from the end would exchange every value between lanes, twice."""
-    T: tl.constexpr = x_TB.shape[0]
-    B: tl.constexpr = x_TB.shape[1]
-    bits = x_TB.to(tl.int32, bitcast=True)
-    for i in tl.static_range(6):
-        if (2 << i) <= T:
-            pairs = tl.reshape(bits, [T >> (i + 1), 2, B << i])
-            bits = tl.reshape(tl.sum(pairs, 1)[:, None, :] - pairs, [T, B])
-    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -180,6 +180,20 @@ def by_channel(x_TB):
 
 
 @triton.jit
+def backwards(x_TB):
+    """The tile with its steps in reverse. With all steps of a channel in one thread that takes no instruction, while
+    a scan from the end would exchange every value between lanes, twice."""
+    T: tl.constexpr = x_TB.shape[0]
+    B: tl.constexpr = x_TB.shape[1]
+    bits = x_TB.to(tl.int32, bitcast=True)
+    for i in tl.static_range(6):
+        if (2 << i) <= T:
+            pairs = tl.reshape(bits, [T >> (i + 1), 2, B << i])
+            bits = tl.reshape(tl.sum(pairs, 1)[:, None, :] - pairs, [T, B])
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def softplus(z_TB, COEFFICIENTS: tl.constexpr):
     """softplus(z) / ln 2 from z / ln 2."""
     e_TB = tl.exp2(-tl.abs(z_TB))
@@ -277,7 +291,6 @@ def segment_ends_kernel(
     weights = load_weights(dt_weight, d_B, live_B, R, PIECES)
     state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
     decay_NB = tl.full([N_PAD, BLOCK_D], 1.0, tl.float32)
-    last: tl.constexpr = 0 if ADJOINT else T - 1
     begin = segment * segment_steps
     tiles = tl.cdiv(tl.minimum(segment_steps, length - begin), T)
     start = begin + (tiles - 1) * T if ADJOINT else begin
@@ -297,10 +310,12 @@ def segment_ends_kernel(
                 a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
             B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N)
             b_TB = a_TB * x_TB * C_T1 if ADJOINT else dt_TB * x_TB * B_T1
-            decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose, reverse=ADJOINT)
+            if ADJOINT:
+                a_TB, b_TB = backwards(a_TB), backwards(b_TB)
+            decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
             h_TB += decay_TB * row(state_NB, n, N_PAD)[None, :]
-            state_NB = with_row(state_NB, n, row(h_TB, last, T), N_PAD)
-            decay_NB = with_row(decay_NB, n, row(decay_NB, n, N_PAD) * row(decay_TB, last, T), N_PAD)
+            state_NB = with_row(state_NB, n, row(h_TB, T - 1, T), N_PAD)
+            decay_NB = with_row(decay_NB, n, row(decay_NB, n, N_PAD) * row(decay_TB, T - 1, T), N_PAD)
     n_N = tl.arange(0, N_PAD)
     at = (n_N * channels)[:, None] + d_B[None, :]
     mask = (n_N < N)[:, None] & live_B[None, :]

@@ -8,7 +8,9 @@ runs against the walk. A program goes through its segment chunk by chunk from th
 forwards from the recorded state to find the states before each tile, then takes the tiles in reverse, where it
 recomputes the step sizes and the states and scans for g.
 
-Gradients of z are kept times ln 2 and the weights times log2(e), so that their product needs no factor.
+Registers are what this kernel is short of: a thread holds ten values of each of its 16 steps, the gradients of the
+weights and the addresses of eight tensors. So some loads are repeated where the values are needed again, and results
+are stored as soon as they are known. Whether it still fits is counted by benchmarks/gpu_resources.py and tested.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from .kernels import (
     LN2,
     LOG2E,
     PIECE,
-    ROOT_LN2,
     back,
     backwards,
     compose,
@@ -112,6 +113,8 @@ def backward_kernel(
     RANK: tl.constexpr = PIECES * PIECE
     width_p: tl.constexpr = n_routes * (R + 2 * N)
     tiles: tl.constexpr = CHUNK // T
+    # More is fetched again where the gradients of the weights take many registers.
+    SCARCE: tl.constexpr = PIECES > 2
     length = height * width
     STATES: tl.constexpr = 8 if N <= 4 else 2 * N_PAD
     b, block, k, segment = locate(batch, channels, n_routes, segments, BLOCK_D)
@@ -162,7 +165,7 @@ def backward_kernel(
         states = tl.zeros([tiles * N_PAD, BLOCK_D], tl.float32)
         for n in range(N):
             recorded_B = tl.load(carry + n * channels + d_B, mask=live_B, other=0.0)
-            states = with_row(states, n, recorded_B / ROOT_LN2, tiles * N_PAD)
+            states = with_row(states, n, recorded_B / LN2, tiles * N_PAD)
         tiles_here = tl.minimum(tiles, tl.cdiv(length - chunk * CHUNK, T))
         j = 0
         while j < tiles_here - 1:
@@ -201,7 +204,7 @@ def backward_kernel(
                 a_TB = tl.exp2(dt_TB * A_1B)
                 if RESTART:
                     a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N)
+                B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "evict_last")
                 xB_TB = x_TB * B_T1
                 b_TB = dt_TB * xB_TB
                 entering_1B = row(states, j * N_PAD + n, tiles * N_PAD)[None, :]
@@ -211,10 +214,15 @@ def backward_kernel(
                 entering_TB = tl.broadcast_to(entering_1B, [T, BLOCK_D])
                 last_TB, before_TB, single_TB = tl.associative_scan((h_TB, entering_TB, singles_TB), 0, shift)
                 grad_states_TS = sum_into(grad_states_TS, grad_y_TB * h_TB, N + n, PRECISION)
+                # In the middle on purpose: at a branch the compiler has to be done with what comes before.
                 if HAS_SKIP:
                     if (k == 0) & (n == 0):  # the same for every route
                         same_TB, sums_TB = tl.associative_scan((h_TB, grad_y_TB * x_TB), 0, sum_beside)
                         grad_skip_B += row(sums_TB, T - 1, T)
+                    if n == 0:
+                        grad_x_TB += skip_1B * grad_y_TB
+                if SCARCE:
+                    B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N)
                 c_TB = grad_y_TB * C_T1
                 c_TB = tl.where(t_T1 == T - 1, c_TB + row(q_NB, n, N_PAD)[None, :], c_TB)
                 ones_TB = tl.full([T, BLOCK_D], 1.0, tl.float32)
@@ -230,16 +238,20 @@ def backward_kernel(
                 grad_dt_TB += past_TB * (A_1B * LN2)
                 grad_dt_TB += g_TB * xB_TB
                 g_TB *= dt_TB
+                B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "evict_first")
                 grad_x_TB += g_TB * B_T1
                 grad_states_TS = sum_into(grad_states_TS, g_TB * x_TB, n, PRECISION)
-            if HAS_SKIP:
-                grad_x_TB += skip_1B * grad_y_TB
             tl.store(grad_x + here, grad_x_TB.to(grad_x.dtype.element_ty), mask=mask)
-            grad_z_TB = grad_dt_TB * slope_TB
-            # Fetched again rather than kept, to spare the registers.
-            low = load_low(proj, pixel_T, inside_T, width_p, R, PIECES)
-            grad_bias_B += tl.sum(grad_z_TB, 0)
             columns_T1 = (pixel_T * width_p)[:, None]
+            tl.store(
+                grad_proj + R + columns_T1 + s_S[None, :],
+                grad_states_TS * tl.where(s_S < N, 1.0, LN2)[None, :],
+                mask=inside_T[:, None] & (s_S < 2 * N)[None, :],
+            )
+            grad_z_TB = grad_dt_TB * slope_TB
+            if SCARCE:
+                low = load_low(proj, pixel_T, inside_T, width_p, R, PIECES)
+            grad_bias_B += tl.sum(grad_z_TB, 0)
             added = ()
             for p in tl.static_range(PIECES):
                 low_TP = low[p].to(tl.float32)
@@ -255,11 +267,6 @@ def backward_kernel(
                     mask=inside_T[:, None] & (r_P < R)[None, :],
                 )
             grad_weights = added
-            tl.store(
-                grad_proj + R + columns_T1 + s_S[None, :],
-                grad_states_TS * ROOT_LN2,
-                mask=inside_T[:, None] & (s_S < 2 * N)[None, :],
-            )
             begun, u = back(begun, u, T, line)
             j -= 1
     for p in tl.static_range(PIECES):

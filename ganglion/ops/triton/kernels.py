@@ -9,8 +9,8 @@ Which layout an operation gets is the compiler's choice. It keeps those of loads
 comes last, and keeps products of matrices in theirs: so A and the bias, one row per tile, are loaded after x, with a
 hint against wide loads (`row_of`), and everything between them and the stores follows. test_triton.py looks.
 
-Units. Step sizes are kept as dt / ln 2, so that softplus and decay are exp2 and the factor is folded into the
-weights, once per route. It leaves states that are divided by the root of ln 2, and B and C are multiplied by it.
+Units. Step sizes are kept as dt / ln 2, so that softplus and decay are exp2; the factor is folded into the weights.
+States are divided by ln 2 too, and C is multiplied by it.
 
 Shape letters: T steps of a tile, B a program's channels (BLOCK_D), R dt_rank padded to a power of two,
 N d_state; K routes, L = height * width.
@@ -26,7 +26,6 @@ PIECE = tl.constexpr(16)
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-ROOT_LN2 = tl.constexpr(0.8325546111576977)
 
 # log2(1 + e) / e on 0 <= e <= 1, minimax in relative error: 5.7e-5 and 1.9e-7. The hardware logarithm has an absolute
 # error, which is no good for the small step sizes at which models start, and Triton's own takes more instructions.
@@ -128,8 +127,8 @@ def load_weights(dt_weight, d_B, live_B, R: tl.constexpr, PIECES: tl.constexpr):
     for i in tl.static_range(PIECES):
         r_P = tl.arange(0, PIECE) + i * PIECE
         at = tl.max_contiguous((d_B * R)[None, :] + r_P[:, None], [1, 1])
-        weight_PB = tl.load(dt_weight + at, mask=live_B[None, :] & (r_P < R)[:, None], other=0.0)
-        weights = weights + (weight_PB * LOG2E,)
+        mask = live_B[None, :] & (r_P < R)[:, None]
+        weights = weights + (tl.load(dt_weight + at, mask=mask, other=0.0) * LOG2E,)
     return weights
 
 
@@ -152,13 +151,14 @@ def load_tile(x, pixel_T, inside_T, d_B, live_B, channels):
 
 
 @triton.jit
-def load_states(proj, pixel_T, inside_T, width_p, n, R: tl.constexpr, N: tl.constexpr):
-    """B and C of state n times the root of ln 2, each (T, 1) float32."""
+def load_states(
+    proj, pixel_T, inside_T, width_p, n, R: tl.constexpr, N: tl.constexpr, POLICY: tl.constexpr = ""
+):
+    """B and C * ln 2 of state n, each (T, 1) float32. Loads of different policies are not taken to be one."""
     which_2 = tl.arange(0, 2)
     at_T2 = (pixel_T * width_p)[:, None] + (R + n + which_2 * N)[None, :]
-    both_T2 = tl.load(proj + at_T2, mask=inside_T[:, None], other=0.0).to(tl.float32)
-    # Always true, but so the product is not moved behind the broadcast.
-    B_T, C_T = tl.split(tl.where((which_2 < 2)[None, :], both_T2 * ROOT_LN2, 0.0))
+    both_T2 = tl.load(proj + at_T2, mask=inside_T[:, None], other=0.0, eviction_policy=POLICY).to(tl.float32)
+    B_T, C_T = tl.split(both_T2 * tl.where(which_2 == 0, 1.0, LN2)[None, :])
     return B_T[:, None], C_T[:, None]
 
 
@@ -397,7 +397,7 @@ def forward_kernel(
             if start % CHUNK == 0:
                 record = carry_k + (start // CHUNK).to(tl.int64) * N * channels
                 at = (n_N * channels)[:, None] + d_B[None, :]
-                tl.store(record + at, state_NB * ROOT_LN2, mask=state_mask)
+                tl.store(record + at, state_NB * LN2, mask=state_mask)
             pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
             # The next tile is fetched while this one is worked on. At the end that is this one again.
             start += T

@@ -177,7 +177,7 @@ def backward_kernel(
                 a_TB = tl.exp2(dt_TB * row_of(A + n, d_B * N, live_B))
                 if RESTART:
                     a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N)
+                B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "")
                 b_TB = dt_TB * x_TB * B_T1
                 entered_TB = a_TB * row(states, j * N_PAD + n, tiles * N_PAD)[None, :]
                 b_TB = tl.where(t_T1 == 0, entered_TB + b_TB, b_TB)
@@ -222,7 +222,7 @@ def backward_kernel(
                     if n == 0:
                         grad_x_TB += skip_1B * grad_y_TB
                 if SCARCE:
-                    B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N)
+                    B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "")
                 c_TB = grad_y_TB * C_T1
                 c_TB = tl.where(t_T1 == T - 1, c_TB + row(q_NB, n, N_PAD)[None, :], c_TB)
                 ones_TB = tl.full([T, BLOCK_D], 1.0, tl.float32)

@@ -151,9 +151,7 @@ def load_tile(x, pixel_T, inside_T, d_B, live_B, channels):
 
 
 @triton.jit
-def load_states(
-    proj, pixel_T, inside_T, width_p, n, R: tl.constexpr, N: tl.constexpr, POLICY: tl.constexpr = ""
-):
+def load_states(proj, pixel_T, inside_T, width_p, n, R: tl.constexpr, N: tl.constexpr, POLICY: tl.constexpr):
     """B and C * ln 2 of state n, each (T, 1) float32. Loads of different policies are not taken to be one."""
     which_2 = tl.arange(0, 2)
     at_T2 = (pixel_T * width_p)[:, None] + (R + n + which_2 * N)[None, :]
@@ -308,7 +306,7 @@ def segment_ends_kernel(
             a_TB = tl.exp2(dt_TB * row_of(A + n, d_B * N, live_B))
             if RESTART:
                 a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-            B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N)
+            B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "")
             b_TB = a_TB * x_TB * C_T1 if ADJOINT else dt_TB * x_TB * B_T1
             if ADJOINT:
                 a_TB, b_TB = backwards(a_TB), backwards(b_TB)
@@ -419,7 +417,7 @@ def forward_kernel(
                 a_TB = tl.exp2(dt_TB * row_of(A_k + n, d_B * N, live_B))
                 if RESTART:
                     a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                B_T1, C_T1 = load_states(proj_k, pixel_T, inside_T, width_p, n, R, N)
+                B_T1, C_T1 = load_states(proj_k, pixel_T, inside_T, width_p, n, R, N, "")
                 b_TB = dt_TB * x_TB * B_T1
                 b_TB = tl.where(first_T1, a_TB * row(state_NB, n, N_PAD)[None, :] + b_TB, b_TB)
                 decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)

@@ -111,7 +111,7 @@ def requested(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
     if backward:
         swept = tiles - chunks  # tiles that are walked forwards once more
         read += segments * D * (shape.padded_rank + 2) * FLOAT + rows(N)  # weights, bias, D; A
-        again = shape.padded_rank > 32  # some columns are fetched once more
+        again = shape.padded_rank > (16 if item == FLOAT else 32)  # some columns are fetched once more
         read += L * step(R + 4 * N + again * (R + 2 * N), 2) + chunks * state
         read += swept * (how.steps * step(R + 2 * N, 1) + N * D * FLOAT)
         written = L * (D * item + blocks * (R + 2 * N) * FLOAT)

@@ -99,7 +99,7 @@ def compile_kernel(
         routes=codes,
         steps=how.steps,
         block_d=how.block_d,
-        hip=target.startswith("gfx"),
+        backend=TARGETS[target].backend,
     )
     constants |= {"HAS_SKIP": True, "WALKS": how.walks, "CHUNK": CHUNK, **extra}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}

@@ -147,7 +147,8 @@ def test_more_states(state, segment_chunks):
 
 
 def test_a_rank_above_the_smallest_tile():
-    check(inputs(1, 3, 7, 5, 2, rank=20), pattern("bi_ssm"), walks=2)
+    for rank, dtype in ((20, torch.float32), (40, torch.float16)):
+        check(inputs(1, 3, 7, 5, 2, rank=rank, dtype=dtype), pattern("bi_ssm"), walks=2)
 
 
 def test_without_skip():
@@ -233,8 +234,9 @@ def test_bytes_are_as_counted(dtype, monkeypatch):
 
     monkeypatch.setattr(builder, "create_masked_load", counted_load)
     monkeypatch.setattr(builder, "create_masked_store", counted_store)
-    for size, state, how in itertools.product(
-        [(7, 12)], [1, 2], [{"walks": 2, "segment_chunks": ALL}, {"walks": 1, "segment_chunks": 1}]
+    size = (7, 12)
+    for state, rank, how in itertools.product(
+        [1, 2], [3, 40], [{"walks": 2, "segment_chunks": ALL}, {"walks": 1, "segment_chunks": 1}]
     ):
         shape = Shape(
             batch=1,
@@ -242,22 +244,22 @@ def test_bytes_are_as_counted(dtype, monkeypatch):
             width=size[1],
             channels=20,
             n_routes=2,
-            dt_rank=3,
+            dt_rank=rank,
             d_state=state,
             itemsize=dtype.itemsize,
         )
         plan = launch.Plan(block_d=16, steps=32, **how)
-        tensors = inputs(1, *size, 20, 2, state=state, dtype=dtype)
+        tensors = inputs(1, *size, 20, 2, rank=rank, state=state, dtype=dtype)
         codes = [route.code for route in pattern("bi_ssm")]
         moved.update(read=0, written=0)
         carry = launch.forward(*tensors, codes, plan)[1]
         wanted = requested(shape, plan, backward=False)
-        assert moved == {"read": wanted.read, "written": wanted.written}, (state, how)
+        assert moved == {"read": wanted.read, "written": wanted.written}, (state, rank, how)
         moved.update(read=0, written=0)
         plan = replace(plan, walks=1)
         launch.backward(torch.ones_like(tensors[0]), *tensors, carry, codes, plan)
         wanted = requested(shape, plan, backward=True)
-        assert moved == {"read": wanted.read, "written": wanted.written}, (state, how, "backward")
+        assert moved == {"read": wanted.read, "written": wanted.written}, (state, rank, how, "backward")
 
 
 @triton.jit

@@ -114,7 +114,7 @@ def backward_kernel(
     width_p: tl.constexpr = n_routes * (R + 2 * N)
     tiles: tl.constexpr = CHUNK // T
     # More is fetched again where the gradients of the weights take many registers.
-    SCARCE: tl.constexpr = PIECES > 2
+    SCARCE: tl.constexpr = PIECES > (1 if x.dtype.element_ty == tl.float32 else 2)
     length = height * width
     STATES: tl.constexpr = 8 if N <= 4 else 2 * N_PAD
     b, block, k, segment = locate(batch, channels, n_routes, segments, BLOCK_D)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import aot_function, make_boxed_func
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ganglion.ops import BackendError, pattern, scan2d, triton
 from ganglion.ops.backends import choose
@@ -347,15 +349,17 @@ sys.exit(gpu.main())
     assert "The operator" not in done.stdout
 
 
+def absent(device: str) -> list[torch.Tensor]:
+    """Inputs of `scan2d` on a device that is not here."""
+    shapes = ((2, 7, 5, 6), (2, 7, 5, 4 * (2 + 2)), (4, 6, 2), (4, 6), (4, 6, 1), (4, 6))
+    return [torch.empty(shape, device=device) for shape in shapes]
+
+
 @pytest.mark.parametrize("device", ["meta", "cuda"])
 def test_no_graph_break(device):
     """Compiled to a graph with the operator in it, on tensors of a device that is not here."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     routes = pattern("cross2d")
     with FakeTensorMode(allow_non_fake_inputs=True) if device == "cuda" else torch.device("meta"):
-        shapes = ((2, 7, 5, 6), (2, 7, 5, 4 * (2 + 2)), (4, 6, 2), (4, 6), (4, 6, 1), (4, 6))
-        tensors = [torch.empty(shape, device=device) for shape in shapes]
         graphs = []
 
         def backend(graph, inputs):
@@ -363,7 +367,39 @@ def test_no_graph_break(device):
             return graph.forward
 
         call = torch.compile(lambda *t: scan2d(*t, routes=routes) * 2, fullgraph=True, backend=backend)
-        y = call(*tensors)
+        y = call(*absent(device))
         assert y.shape == (2, 7, 5, 6) and y.device.type == device
     targets = [node.target for graph in graphs for node in graph.graph.nodes]
     assert sum("ganglion.scan2d" in str(target) for target in targets) == 1
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_exports_for_a_device_that_is_not_here(device):
+    class Scan(torch.nn.Module):
+        def forward(self, *tensors):
+            return scan2d(*tensors, routes=pattern("cross2d")) * 2
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        program = torch.export.export(Scan(), tuple(absent(device)))
+    nodes = [node for node in program.graph.nodes if "ganglion" in str(node.target)]
+    assert [node.target for node in nodes] == [torch.ops.ganglion.scan2d.default]
+    y, carry = nodes[0].meta["val"]
+    assert (y.device.type, y.shape, carry.shape) == (device, (2, 7, 5, 6), (2, 4, 1, 1, 6))
+
+
+def test_training_is_one_operator_each_way():
+    """Forward and backward graphs for a device that is not here. Autograd runs on none that is fake but meta."""
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes if "ganglion" in str(node.target)])
+        return make_boxed_func(graph.forward)
+
+    tensors = [tensor.requires_grad_() for tensor in absent("meta")]
+    routes = pattern("cross2d")
+    step = aot_function(
+        lambda *t: scan2d(*t, routes=routes).sum(), fw_compiler=compiler, bw_compiler=compiler
+    )
+    step(*tensors).backward()
+    assert graphs == [["ganglion.scan2d.default"], ["ganglion.scan2d_backward.default"]]
+    assert all(tensor.grad.shape == tensor.shape for tensor in tensors)

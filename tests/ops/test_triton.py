@@ -16,10 +16,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from functorch.compile import aot_function, make_boxed_func
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ganglion.layers.ss2d import SS2D
 from ganglion.ops import BackendError, pattern, scan2d, triton
 from ganglion.ops.backends import choose
 
@@ -403,3 +405,18 @@ def test_training_is_one_operator_each_way():
     step(*tensors).backward()
     assert graphs == [["ganglion.scan2d.default"], ["ganglion.scan2d_backward.default"]]
     assert all(tensor.grad.shape == tensor.shape for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", ["test_vmamba", "test_sparx_mamba"])
+def test_no_graph_break_in_a_network(name):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = timm.create_model(name, device="meta").to(memory_format=torch.channels_last)
+    y = torch.compile(model, fullgraph=True, backend=backend)(torch.empty(2, 3, 64, 64, device="meta"))
+    assert y.shape == (2, 1000) and len(graphs) == 1
+    scans = sum(isinstance(layer, SS2D) for layer in model.modules())
+    assert scans == sum("ganglion.scan2d" in str(node.target) for node in graphs[0].graph.nodes)

@@ -100,6 +100,7 @@ def compile_kernel(
         steps=how.steps,
         block_d=how.block_d,
         backend=TARGETS[target].backend,
+        backward=backward,
     )
     constants |= {"HAS_SKIP": True, "WALKS": how.walks, "CHUNK": CHUNK, **extra}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}

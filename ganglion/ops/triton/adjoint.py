@@ -21,7 +21,6 @@ import triton.language as tl
 from .kernels import (
     LN2,
     LOG2E,
-    PIECE,
     back,
     backwards,
     compose,
@@ -99,7 +98,7 @@ def backward_kernel(
     N: tl.constexpr,
     N_PAD: tl.constexpr,
     R: tl.constexpr,
-    PIECES: tl.constexpr,
+    PIECE: tl.constexpr,
     T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -110,6 +109,7 @@ def backward_kernel(
     RESTART: tl.constexpr,
 ):
     n_routes: tl.constexpr = len(ROUTES)
+    PIECES: tl.constexpr = (R + PIECE - 1) // PIECE
     RANK: tl.constexpr = PIECES * PIECE
     width_p: tl.constexpr = n_routes * (R + 2 * N)
     tiles: tl.constexpr = CHUNK // T
@@ -137,7 +137,7 @@ def backward_kernel(
     part = (b * segments + segment) * n_routes + k
     grad_weight += (part * channels + first) * RANK
     grad_rows += part * (N + 2) * channels + first
-    weights = load_weights(dt_weight + (k * channels + first) * RANK, d_B, live_B, RANK, PIECES)
+    weights = load_weights(dt_weight + (k * channels + first) * RANK, d_B, live_B, RANK, PIECE)
     bias_1B = row_of(dt_bias + k * channels + first, d_B, live_B)
     if HAS_SKIP:
         skip_1B = row_of(skip + k * channels + first, d_B, live_B)
@@ -170,7 +170,7 @@ def backward_kernel(
         j = 0
         while j < tiles_here - 1:
             pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
-            low = load_low(proj, pixel_T, inside_T, width_p, R, PIECES)
+            low = load_low(proj, pixel_T, inside_T, width_p, R, PIECE)
             x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels).to(tl.float32)
             dt_TB = softplus(step_logit(low, weights, bias_1B, T, PRECISION), COEFFICIENTS)
             for n in range(N):
@@ -189,7 +189,7 @@ def backward_kernel(
             pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
             here = (pixel_T * channels)[:, None] + d_B[None, :]
             mask = inside_T[:, None] & live_B[None, :]
-            low = load_low(proj, pixel_T, inside_T, width_p, R, PIECES)
+            low = load_low(proj, pixel_T, inside_T, width_p, R, PIECE)
             x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
             grad_y_TB = tl.load(grad_y + here, mask=mask, other=0.0).to(tl.float32)
             grad_x_TB = tl.zeros([T, BLOCK_D], tl.float32)
@@ -250,7 +250,7 @@ def backward_kernel(
             )
             grad_z_TB = grad_dt_TB * slope_TB
             if SCARCE:
-                low = load_low(proj, pixel_T, inside_T, width_p, R, PIECES)
+                low = load_low(proj, pixel_T, inside_T, width_p, R, PIECE)
             grad_bias_B += tl.sum(grad_z_TB, 0)
             added = ()
             for p in tl.static_range(PIECES):

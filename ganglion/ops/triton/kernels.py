@@ -12,7 +12,7 @@ hint against wide loads (`row_of`), and everything between them and the stores f
 Units. Step sizes are kept as dt / ln 2, so that softplus and decay are exp2; the factor is folded into the weights.
 States are divided by ln 2 too, and C is multiplied by it.
 
-Shape letters: T steps of a tile, B a program's channels (BLOCK_D), R dt_rank padded to a power of two,
+Shape letters: T steps of a tile, B a program's channels (BLOCK_D), R dt_rank, P columns of a piece of it (PIECE),
 N d_state; K routes, L = height * width.
 """
 
@@ -20,9 +20,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-#: Columns of the low-rank projections in one product of matrices, its least.
-PIECE = tl.constexpr(16)
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -117,14 +114,14 @@ def pixels(begun, u, route, T: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.conste
 
 
 @triton.jit
-def load_weights(dt_weight, d_B, live_B, R: tl.constexpr, PIECES: tl.constexpr):
+def load_weights(dt_weight, d_B, live_B, R: tl.constexpr, PIECE: tl.constexpr):
     """A route's dt_weight * log2(e) as pieces (P, B).
 
     With a hint against wide loads: they bring a layout of which operands of a product are made by exchange between
     lanes, once per tile, while from this one they are made by way of shared memory, which keeps them.
     """
     weights = ()
-    for i in tl.static_range(PIECES):
+    for i in tl.static_range((R + PIECE - 1) // PIECE):
         r_P = tl.arange(0, PIECE) + i * PIECE
         at = tl.max_contiguous((d_B * R)[None, :] + r_P[:, None], [1, 1])
         mask = live_B[None, :] & (r_P < R)[:, None]
@@ -133,10 +130,10 @@ def load_weights(dt_weight, d_B, live_B, R: tl.constexpr, PIECES: tl.constexpr):
 
 
 @triton.jit
-def load_low(proj, pixel_T, inside_T, width_p, R: tl.constexpr, PIECES: tl.constexpr):
+def load_low(proj, pixel_T, inside_T, width_p, R: tl.constexpr, PIECE: tl.constexpr):
     """The low-rank part of a route's projections as pieces (T, P)."""
     low = ()
-    for i in tl.static_range(PIECES):
+    for i in tl.static_range((R + PIECE - 1) // PIECE):
         r_P = tl.arange(0, PIECE) + i * PIECE
         mask = inside_T[:, None] & (r_P < R)[None, :]
         low = low + (tl.load(proj + (pixel_T * width_p)[:, None] + r_P[None, :], mask=mask, other=0.0),)
@@ -261,7 +258,7 @@ def segment_ends_kernel(
     N: tl.constexpr,
     N_PAD: tl.constexpr,
     R: tl.constexpr,
-    PIECES: tl.constexpr,
+    PIECE: tl.constexpr,
     T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -286,7 +283,7 @@ def segment_ends_kernel(
     dt_weight += (k * channels + first) * R
     dt_bias += k * channels + first
     A += (k * channels + first) * N
-    weights = load_weights(dt_weight, d_B, live_B, R, PIECES)
+    weights = load_weights(dt_weight, d_B, live_B, R, PIECE)
     state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
     decay_NB = tl.full([N_PAD, BLOCK_D], 1.0, tl.float32)
     begin = segment * segment_steps
@@ -298,7 +295,7 @@ def segment_ends_kernel(
         tiles -= 1
         pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
         begun, u = back(begun, u, T, line) if ADJOINT else onwards(begun, u, T, line)
-        low = load_low(proj, pixel_T, inside_T, width_p, R, PIECES)
+        low = load_low(proj, pixel_T, inside_T, width_p, R, PIECE)
         x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels).to(tl.float32)
         bias_1B = row_of(dt_bias, d_B, live_B)
         dt_TB = softplus(step_logit(low, weights, bias_1B, T, PRECISION), COEFFICIENTS)
@@ -344,7 +341,7 @@ def forward_kernel(
     N: tl.constexpr,
     N_PAD: tl.constexpr,
     R: tl.constexpr,
-    PIECES: tl.constexpr,
+    PIECE: tl.constexpr,
     WALKS: tl.constexpr,
     T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -378,7 +375,7 @@ def forward_kernel(
         bias_k = dt_bias + (k * channels + first)
         skip_k = skip + (k * channels + first)
         A_k = A + (k * channels + first) * N
-        weights = load_weights(dt_weight + (k * channels + first) * R, d_B, live_B, R, PIECES)
+        weights = load_weights(dt_weight + (k * channels + first) * R, d_B, live_B, R, PIECE)
         state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
         if segment > 0:
             for n in range(N):
@@ -389,7 +386,7 @@ def forward_kernel(
         begun = start // line
         u = start - begun * line
         pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
-        low = load_low(proj_k, pixel_T, inside_T, width_p, R, PIECES)
+        low = load_low(proj_k, pixel_T, inside_T, width_p, R, PIECE)
         x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels)
         while start < end:
             if start % CHUNK == 0:
@@ -401,7 +398,7 @@ def forward_kernel(
             start += T
             begun, u = onwards(begun, u, tl.where(start < end, T, 0), line)
             next_T, next_inside_T, next_begins_T = pixels(begun, u, route, T, WIDE, EVEN)
-            next_low = load_low(proj_k, next_T, next_inside_T, width_p, R, PIECES)
+            next_low = load_low(proj_k, next_T, next_inside_T, width_p, R, PIECE)
             next_x_TB = load_tile(x, next_T, next_inside_T, d_B, live_B, channels)
             here = (pixel_T * channels)[:, None] + d_B[None, :]
             mask = inside_T[:, None] & live_B[None, :]

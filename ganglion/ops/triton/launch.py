@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from ..routes import CHUNK
 from .adjoint import backward_kernel
-from .kernels import LOG1P_FULL, LOG1P_HALF, PIECE, forward_kernel, segment_ends_kernel
+from .kernels import LOG1P_FULL, LOG1P_HALF, forward_kernel, segment_ends_kernel
 
 #: Programs per multiprocessor below which a launch is split further. Programs are single warps, but the steps of a
 #: tile are independent work inside a warp, so that few of them keep a scheduler busy.
@@ -34,6 +34,9 @@ FILL = 5
 OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 #: A segment reads what all segments before it do to the state, so their number is bounded.
 MAX_SEGMENTS = 32
+#: Columns of the low-rank projections in one product of matrices, of which 16 are the least. More take fewer
+#: instructions and more registers, and the backward pass has none to spare.
+BACKWARD_PIECE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,7 @@ def constants(
     steps: int,
     block_d: int,
     backend: str,
+    backward: bool,
 ) -> dict[str, object]:
     """The compile-time arguments that all kernels share."""
     full = dtype == torch.float32
@@ -114,7 +118,7 @@ def constants(
         "N": d_state,
         "N_PAD": triton.next_power_of_2(d_state),
         "R": dt_rank,
-        "PIECES": triton.cdiv(dt_rank, PIECE.value),
+        "PIECE": BACKWARD_PIECE if backward or dt_rank <= 16 else 32,
         "T": steps,
         "BLOCK_D": block_d,
         "PRECISION": _precision(dtype, backend),
@@ -165,6 +169,7 @@ class _Call:
             steps=self.plan.steps,
             block_d=self.plan.block_d,
             backend="hip" if torch.version.hip else x.device.type,
+            backward=backward,
         )
 
     def grid(self, groups: int) -> tuple[int]:
@@ -253,7 +258,7 @@ def backward(
     grad_x = empty(call.groups, *x.shape, dtype=x.dtype)
     grad_proj = empty(call.blocks, *proj.shape)
     rank = dt_weight.shape[2]
-    padded_weight = pad(dt_weight, (0, -rank % PIECE.value))
+    padded_weight = pad(dt_weight, (0, -rank % BACKWARD_PIECE))
     grad_weight = empty(*split, *padded_weight.shape)
     grad_rows = empty(*split, call.n_routes, call.d_state + 2, call.channels)
     with on_device(x):

@@ -239,10 +239,13 @@ class TestAheadOfTime:
         if dtype == torch.float32:  # the others do, see docs/gpu.md
             stages = [stage for stage in stages if stage[1] <= 16]
         for name, (channels, rank, side) in itertools.product(KERNELS, stages):
-            found = resources(name, target, channels=channels, dt_rank=rank, side=side, dtype=dtype)
-            # Triton before 3.8 keeps one number of a thread.
-            assert found.spills <= (0 if version("triton") >= (3, 8) else 8), found
-            assert found.registers > 0 and found.shared < 48 * 1024, found
+            for batch in (1, 128) if name == "forward" else (128,):  # one route a program, and several
+                found = resources(
+                    name, target, channels=channels, dt_rank=rank, side=side, dtype=dtype, batch=batch
+                )
+                # Triton before 3.8 keeps one number of a thread.
+                assert found.spills <= (0 if version("triton") >= (3, 8) else 8), found
+                assert found.registers > 0 and found.shared < 48 * 1024, found
 
     @pytest.mark.parametrize("name", ["forward", "backward", "segment ends", "segment ends, adjoint"])
     def test_recurrences_stay_inside_a_thread(self, name):

@@ -118,7 +118,7 @@ def constants(
         "N": d_state,
         "N_PAD": triton.next_power_of_2(d_state),
         "R": dt_rank,
-        "PIECE": BACKWARD_PIECE if backward or dt_rank <= 16 else 32,
+        "PIECE": 32 if not backward and 16 < dt_rank <= 32 else BACKWARD_PIECE,
         "T": steps,
         "BLOCK_D": block_d,
         "PRECISION": _precision(dtype, backend),

@@ -47,11 +47,6 @@ class Shape:
         return self.dt_rank + 2 * self.d_state
 
     @property
-    def padded_rank(self) -> int:
-        """As the backward pass has it in memory."""
-        return -(-self.dt_rank // 16) * 16
-
-    @property
     def x_bytes(self) -> int:
         return self.batch * self.length * self.channels * self.itemsize
 
@@ -110,12 +105,12 @@ def requested(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
     read = state * segments * (segments - 1)  # states that enter segments
     if backward:
         swept = tiles - chunks  # tiles that are walked forwards once more
-        read += segments * D * (shape.padded_rank + 2) * FLOAT + rows(N)  # weights, bias, D; A
-        again = shape.padded_rank > (16 if item == FLOAT else 32)  # some columns are fetched once more
+        read += weight + 2 * segments * D * FLOAT + rows(N)  # weights; bias, D; A
+        again = R > (16 if item == FLOAT else 32)  # some columns are fetched once more
         read += L * step(R + 4 * N + again * (R + 2 * N), 2) + chunks * state
         read += swept * (how.steps * step(R + 2 * N, 1) + N * D * FLOAT)
         written = L * (D * item + blocks * (R + 2 * N) * FLOAT)
-        written += segments * (D * (shape.padded_rank + 2) * FLOAT + state)
+        written += weight + segments * (2 * D * FLOAT + state)
     else:
         read += weight + rows(N + 2)  # bias, A, D
         # Each tile is fetched while the one before it is worked on, the last of a segment once more.
@@ -154,10 +149,8 @@ def once(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
     if backward:
         blocks = -(-shape.channels // how.block_d)
         partial = blocks * shape.batch * shape.length * K * shape.projections * FLOAT
-        weights = K * shape.channels * shape.padded_rank * FLOAT
-        others = K * (N + 2) * shape.channels * FLOAT
-        read = 2 * x + proj + weights + K * shape.channels * (N + 2) * FLOAT + chunks * states
-        written = groups * x + partial + shape.batch * segments * (weights + others)
+        read = 2 * x + proj + parameters + chunks * states
+        written = groups * x + partial + shape.batch * segments * parameters
     else:
         read = x + proj + parameters
         written = groups * x + chunks * states

@@ -177,6 +177,9 @@ class TestPlan:
         wrong = launch.Plan(block_d=16, steps=16, walks=2, segment_chunks=1)
         with pytest.raises(ValueError, match="walks=2"):
             launch.forward(x, x, A, A, A, None, [0, 6], wrong)
+        wrong = launch.Plan(block_d=16, steps=16, walks=2, segment_chunks=4)
+        with pytest.raises(ValueError, match="walks has to be 1"):
+            launch.backward(x, x, x, A, A, A, None, A, [0, 6], wrong)
 
 
 @needs_triton

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..routes import CHUNK
 from .adjoint import backward_kernel
@@ -34,9 +33,6 @@ FILL = 5
 OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 #: A segment reads what all segments before it do to the state, so their number is bounded.
 MAX_SEGMENTS = 32
-#: Columns of the low-rank projections in one product of matrices, of which 16 are the least. More take fewer
-#: instructions and more registers, and the backward pass has none to spare.
-BACKWARD_PIECE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +114,8 @@ def constants(
         "N": d_state,
         "N_PAD": triton.next_power_of_2(d_state),
         "R": dt_rank,
-        "PIECE": 32 if not backward and 16 < dt_rank <= 32 else BACKWARD_PIECE,
+        # The least is 16. More take fewer instructions and more registers, and backward has none to spare.
+        "PIECE": 32 if not backward and 16 < dt_rank <= 32 else 16,
         "T": steps,
         "BLOCK_D": block_d,
         "PRECISION": _precision(dtype, backend),
@@ -257,9 +254,7 @@ def backward(
 
     grad_x = empty(call.groups, *x.shape, dtype=x.dtype)
     grad_proj = empty(call.blocks, *proj.shape)
-    rank = dt_weight.shape[2]
-    padded_weight = pad(dt_weight, (0, -rank % BACKWARD_PIECE))
-    grad_weight = empty(*split, *padded_weight.shape)
+    grad_weight = empty(*split, *dt_weight.shape)
     grad_rows = empty(*split, call.n_routes, call.d_state + 2, call.channels)
     with on_device(x):
         ends = call.segment_ends(grad_y, proj, dt_weight, dt_bias, A, adjoint=True)
@@ -267,7 +262,7 @@ def backward(
             grad_y,
             x,
             proj,
-            padded_weight,
+            dt_weight,
             dt_bias,
             A,
             A if D is None else D,
@@ -288,7 +283,7 @@ def backward(
     return (
         merged(grad_x, x.dtype),
         merged(grad_proj, x.dtype),
-        grad_weight.sum((0, 1))[..., :rank].contiguous(),
+        grad_weight.sum((0, 1)),
         rows[0].sum((0, 1)),
         rows[2:].sum((1, 2)).permute(1, 2, 0).contiguous(),
         None if D is None else rows[1, :, :, 0].sum((0, 1)).repeat(call.n_routes, 1),

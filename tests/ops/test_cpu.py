@@ -12,31 +12,16 @@ from torch import Tensor
 
 from ganglion.ops import PATTERNS, BackendError, Route, cpu, scan2d, scan2d_reference, vectorized
 
-pytestmark = pytest.mark.skipif(
-    cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
-)
+pytestmark = [
+    pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"),
+    pytest.mark.usefixtures("isa", "poison"),
+]
 
 NAMES = ("x", "proj", "dt_weight", "dt_bias", "A", "D")
 #: Largest relative RMS error of a result in this dtype.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 CROSS = PATTERNS["cross2d"]
 RESTARTED = tuple(dataclasses.replace(route, restart=True) for route in CROSS)
-
-
-@pytest.fixture(params=cpu.instruction_sets(), autouse=True)
-def isa(request, monkeypatch):
-    """Runs every test of this file with each instruction set."""
-    monkeypatch.setenv(cpu.ISA_ENV, request.param)
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """Fresh memory is full of NaN, so that a read of what was never written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

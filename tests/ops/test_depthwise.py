@@ -22,9 +22,10 @@ from ganglion.ops import cpu, depthwise
 from ganglion.ops.depthwise import depthwise_conv2d, is_depthwise, uses_kernel
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.skipif(
-    cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
-)
+pytestmark = [
+    pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"),
+    pytest.mark.usefixtures("poison"),
+]
 
 #: B, C, H, W
 SHAPES = (
@@ -42,21 +43,6 @@ SHAPES = (
     (3, 48, 20, 21),
     (70, 16, 5, 5),
 )
-
-
-@pytest.fixture(params=cpu.instruction_sets())
-def isa(request, monkeypatch):
-    monkeypatch.setenv(cpu.ISA_ENV, request.param)
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """Fresh memory is full of NaN, so that a read of what was never written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

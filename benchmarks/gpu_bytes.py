@@ -47,6 +47,11 @@ class Shape:
         return self.dt_rank + 2 * self.d_state
 
     @property
+    def padded_rank(self) -> int:
+        """As the backward pass stores the gradient of dt_weight."""
+        return -(-self.dt_rank // 16) * 16
+
+    @property
     def x_bytes(self) -> int:
         return self.batch * self.length * self.channels * self.itemsize
 
@@ -110,7 +115,7 @@ def requested(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
         read += L * step(R + 4 * N + again * (R + 2 * N), 2) + chunks * state
         read += swept * (how.steps * step(R + 2 * N, 1) + N * D * FLOAT)
         written = L * (D * item + blocks * (R + 2 * N) * FLOAT)
-        written += weight + segments * (2 * D * FLOAT + state)
+        written += segments * (D * (shape.padded_rank + 2) * FLOAT + state)
     else:
         read += weight + rows(N + 2)  # bias, A, D
         # Each tile is fetched while the one before it is worked on, the last of a segment once more.
@@ -150,7 +155,8 @@ def once(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
         blocks = -(-shape.channels // how.block_d)
         partial = blocks * shape.batch * shape.length * K * shape.projections * FLOAT
         read = 2 * x + proj + parameters + chunks * states
-        written = groups * x + partial + shape.batch * segments * parameters
+        gradients = K * shape.channels * (shape.padded_rank + N + 2) * FLOAT
+        written = groups * x + partial + shape.batch * segments * gradients
     else:
         read = x + proj + parameters
         written = groups * x + chunks * states

@@ -84,7 +84,7 @@ def backward_kernel(
     ends,  # read if segments > 1, see segment_ends_kernel
     grad_x,  # out (K, B, L, D)
     grad_proj,  # out (D / BLOCK_D, B, L, K * (R + 2 * N)) float32
-    grad_weight,  # out (B, segments, K, D, R)
+    grad_weight,  # out (B, segments, K, D, RANK): R padded to whole pieces
     grad_rows,  # out (B, segments, K, N + 2, D): of dt_bias, of skip (route 0 for all), of the columns of A
     batch,
     height,
@@ -110,6 +110,7 @@ def backward_kernel(
 ):
     n_routes: tl.constexpr = len(ROUTES)
     PIECES: tl.constexpr = (R + PIECE - 1) // PIECE
+    RANK: tl.constexpr = PIECES * PIECE
     width_p: tl.constexpr = n_routes * (R + 2 * N)
     tiles: tl.constexpr = CHUNK // T
     # More is fetched again where the gradients of the weights take many registers.
@@ -134,7 +135,7 @@ def backward_kernel(
     carry += (b * n_routes + k) * chunks * N * channels + first
     ends += (b * n_routes + k) * segments * 2 * N * channels + first
     part = (b * segments + segment) * n_routes + k
-    grad_weight += (part * channels + first) * R
+    grad_weight += (part * channels + first) * RANK
     grad_rows += part * (N + 2) * channels + first
     weights = load_weights(dt_weight + (k * channels + first) * R, d_B, live_B, R, PIECE)
     bias_1B = row_of(dt_bias + k * channels + first, d_B, live_B)
@@ -270,8 +271,8 @@ def backward_kernel(
             j -= 1
     for p in tl.static_range(PIECES):
         r_P = tl.arange(0, PIECE) + p * PIECE
-        at = (d_B * R)[:, None] + r_P[None, :]
-        tl.store(grad_weight + at, grad_weights[p] * LOG2E, mask=live_B[:, None] & (r_P < R)[None, :])
+        at = (d_B * RANK)[:, None] + r_P[None, :]
+        tl.store(grad_weight + at, grad_weights[p] * LOG2E, mask=live_B[:, None])
     tl.store(grad_rows + d_B, grad_bias_B * LOG2E, mask=live_B)
     tl.store(grad_rows + channels + d_B, grad_skip_B, mask=live_B)
     at = (n_N * channels)[:, None] + d_B[None, :]

@@ -254,7 +254,9 @@ def backward(
 
     grad_x = empty(call.groups, *x.shape, dtype=x.dtype)
     grad_proj = empty(call.blocks, *proj.shape)
-    grad_weight = empty(*split, *dt_weight.shape)
+    rank = dt_weight.shape[2]
+    padded_rank = triton.cdiv(rank, call.constants["PIECE"]) * call.constants["PIECE"]
+    grad_weight = empty(*split, call.n_routes, call.channels, padded_rank)
     grad_rows = empty(*split, call.n_routes, call.d_state + 2, call.channels)
     with on_device(x):
         ends = call.segment_ends(grad_y, proj, dt_weight, dt_bias, A, adjoint=True)
@@ -283,7 +285,7 @@ def backward(
     return (
         merged(grad_x, x.dtype),
         merged(grad_proj, x.dtype),
-        grad_weight.sum((0, 1)),
+        grad_weight.sum((0, 1))[..., :rank].contiguous(),
         rows[0].sum((0, 1)),
         rows[2:].sum((1, 2)).permute(1, 2, 0).contiguous(),
         None if D is None else rows[1, :, :, 0].sum((0, 1)).repeat(call.n_routes, 1),

@@ -1,0 +1,134 @@
+"""Checkpoint files that are not what they should be, and those that come over the network."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import pickle
+import sys
+import types
+from collections import Counter
+from email.message import Message
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from ganglion.models.checkpoint import load_checkpoint
+from tests.models.refusals import assert_refused
+
+
+class Bomb:
+    """Unpickling this in full leaves a file behind."""
+
+    def __init__(self, witness: Path):
+        self.witness = witness
+
+    def __reduce__(self):
+        return Path.touch, (self.witness,)
+
+
+def test_pickle_bombs_do_not_run(model, published, tmp_path):
+    witness = tmp_path / "boom"
+    pickle.loads(pickle.dumps(Bomb(witness)))
+    assert witness.exists(), "the bomb of this test does not work"
+    witness.unlink()
+    torch.save({"model": published, "args": Bomb(witness)}, tmp_path / "a.pth")
+    torch.save(Bomb(witness), tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "c.pth").write_bytes(pickle.dumps(Bomb(witness), protocol=2))
+    for name in ("a.pth", "b.pth", "c.pth"):
+        assert_refused(model, tmp_path / name, name, "could run code")
+    assert not witness.exists()
+
+
+def test_training_files_with_harmless_objects(model, published, tmp_path, monkeypatch):
+    """Options, numpy scalars and mmengine's histories lie beside the weights; they are passed over."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+
+    class HistoryBuffer:
+        def __init__(self):
+            self.log = np.arange(3.0)
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    module.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+        monkeypatch.setitem(sys.modules, name, module if name == module.__name__ else types.ModuleType(name))
+    extras = {
+        "args": argparse.Namespace(lr=1.0),
+        "best": np.float64(82.6),
+        "message_hub": {"log_scalars": {"loss": HistoryBuffer()}},
+    }
+    torch.save(
+        {"state_dict": {f"backbone.{name}": value for name, value in published.items()}, **extras},
+        tmp_path / "epoch_12.pth",
+    )
+    monkeypatch.undo()
+    load_checkpoint(model, tmp_path / "epoch_12.pth")
+    assert torch.equal(model.head.fc.bias, published["classifier.head.bias"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("suffix", [".pth", ".old.pth", ".safetensors"])
+def test_truncated_files(model, published, tmp_path, suffix, share):
+    whole, file = tmp_path / "whole", tmp_path / f"cut{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(published, whole)
+    else:
+        torch.save({"model": published}, whole, _use_new_zipfile_serialization=suffix == ".pth")
+    data = whole.read_bytes()
+    file.write_bytes(data[: int(share * len(data))])
+    assert_refused(model, file, file.name, "Expected a .safetensors file or one written by torch.save.")
+
+
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><title>404</title>", b"version https://git-lfs", b"PK\x03\x04zip"]
+)
+def test_other_files(model, tmp_path, content):
+    (tmp_path / "weights.pth").write_bytes(content)
+    assert_refused(model, tmp_path / "weights.pth", "weights.pth", "Expected")
+
+
+def test_wrong_places(model, tmp_path):
+    assert_refused(model, tmp_path / "none.pth", "no checkpoint", "none.pth", error=FileNotFoundError)
+    assert_refused(model, tmp_path, "is a folder", "local-dir:")
+    assert_refused(model, "http://example.org/a.pth", "https", "'http'")
+    torch.save(Counter(a=1), tmp_path / "c.pth")
+    assert_refused(model, tmp_path / "c.pth", "no tensors")
+    torch.save({0: {"exp_avg": torch.zeros(1)}}, tmp_path / "o.pth")
+    assert_refused(model, tmp_path / "o.pth", "no tensors")
+    torch.save([torch.zeros(1)], tmp_path / "l.pth")
+    assert_refused(model, tmp_path / "l.pth", "holds one list")
+
+
+@pytest.fixture
+def release(published, tmp_path, monkeypatch):
+    """A release file behind https: the transport is replaced, torch.hub's checks of it are not."""
+    torch.save({"model": published}, tmp_path / "release")
+    data = (tmp_path / "release").read_bytes()
+    requests = []
+
+    def urlopen(request, **kwargs):
+        requests.append(request.full_url)
+        response = io.BytesIO(data)
+        response.info = Message
+        return response
+
+    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return types.SimpleNamespace(requests=requests, sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_download_is_checked_and_kept(model, published, release, tmp_path):
+    url = "https://example.org/a/model.pth"
+    load_checkpoint(model, url, sha256=release.sha256)
+    assert torch.equal(model.head.fc.bias, published["classifier.head.bias"])
+    load_checkpoint(model, url, sha256=release.sha256[:12])
+    assert release.requests == [url]
+    load_checkpoint(model, "https://example.org/b/model.pth")
+    assert len(release.requests) == 2, "two files of one name were taken for each other"
+    assert_refused(model, url, "sha256", release.sha256, sha256="0" * 64)
+    assert_refused(model, "https://example.org/c-01234567.pth", "c-01234567.pth", "hash")
+    assert not list((tmp_path / "hub").rglob("c-*")), "a file that failed its check was kept"

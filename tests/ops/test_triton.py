@@ -238,6 +238,8 @@ class TestAheadOfTime:
     def test_no_kernel_of_the_fast_path_spills(self, target, dtype):
         from gpu_resources import KERNELS, STAGES, resources
 
+        if dtype == torch.float32 and version("triton") < (3, 8):
+            pytest.skip("Triton before 3.8 spills in float32: see docs/gpu.md")
         stages = dict.fromkeys(stage for network in STAGES.values() for stage in network)
         if dtype == torch.float32:  # the others do, see docs/gpu.md
             stages = [stage for stage in stages if stage[1] <= 16]

@@ -6,8 +6,8 @@ a channel in one thread: it needs no shuffles, and the rest of a tile is T indep
 latency. `by_channel` moves a tile from the one to the other.
 
 Which layout an operation gets is the compiler's choice. It keeps those of loads, prefers the one of the load that
-comes last, and keeps products of matrices in theirs: so A, and here the bias, one row per tile, are loaded after x,
-with a hint against wide loads (`row_of`), and everything between them and the stores follows. test_triton.py looks.
+comes last, and keeps products of matrices in theirs: so A, and here the bias and D, one row per tile, are loaded after
+x, and everything between them and the stores follows. test_triton.py looks.
 
 Units. Step sizes are kept as dt / ln 2, so that softplus and decay are exp2; the factor is folded into the weights.
 States are divided by ln 2 too, and C is multiplied by it.
@@ -160,7 +160,7 @@ def load_states(proj, pixel_T, inside_T, width_p, n, R: tl.constexpr, N: tl.cons
 @triton.jit
 def row_of(parameter, at_B, live_B):
     """A row (1, B) of a parameter, a lane to a channel."""
-    return tl.load(parameter + tl.max_contiguous(at_B, 1)[None, :], mask=live_B[None, :], other=0.0)
+    return tl.load(parameter + at_B[None, :], mask=live_B[None, :], other=0.0)
 
 
 @triton.jit

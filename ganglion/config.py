@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import unknown
@@ -35,7 +37,34 @@ def override(config: Any, kwargs: dict[str, Any]) -> Any:
     return dataclasses.replace(config, **{name: kwargs.pop(name) for name in names})
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError, naming the field and its value, unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}: expected a number from {low:g} to {high:g}")
+def check_range(
+    name: str,
+    value: float | Sequence[float] | None,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raise ValueError, naming the field and its value, unless every number is finite, from `low` to `high`, above
+    `above` and below `below`. None, of a field that may be left open, passes."""
+    if value is None:
+        return
+    numbers = value if isinstance(value, Sequence) else (value,)
+    for number in numbers:
+        if (
+            not math.isfinite(number)
+            or (low is not None and number < low)
+            or (high is not None and number > high)
+            or (above is not None and number <= above)
+            or (below is not None and number >= below)
+        ):
+            raise ValueError(f"{name} is {value!r}: expected {_range(low, high, above, below)}")
+
+
+def _range(low: float | None, high: float | None, above: float | None, below: float | None) -> str:
+    if low is not None and high is not None:
+        return f"a number from {low:g} to {high:g}"
+    lower = f"of at least {low:g}" if low is not None else f"above {above:g}" if above is not None else ""
+    upper = f"of at most {high:g}" if high is not None else f"below {below:g}" if below is not None else ""
+    return f"a number {' and '.join(filter(None, (lower, upper))) or 'that is finite'}"

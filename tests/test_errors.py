@@ -1,8 +1,13 @@
-"""The wording of errors."""
+"""The wording of errors, and how they show names."""
 
 from __future__ import annotations
 
-from ganglion.errors import unknown
+import json
+import os
+
+import pytest
+
+from ganglion.errors import shown, unknown
 
 
 def test_few_names_are_all_listed_and_the_nearest_is_offered():
@@ -16,3 +21,22 @@ def test_of_many_names_only_the_nearest_are_listed():
     assert "Did you mean 'vmamba_tiny'? The nearest of 1002: vmamba_tiny" in message
     assert len(message) < 200 and "network_7" not in message
     assert len(unknown("model", "?", names)) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("plain name-1.jpg", "plain name-1.jpg"),
+        ("Käfer 甲虫 🐞.jpg", "Käfer 甲虫 🐞.jpg"),
+        ("at\u202f3.14\u00a0PM.png", "at\u202f3.14\u00a0PM.png"),  # spaces that macOS puts in names
+        (os.fsdecode(b"caf\xe9.jpg"), r"caf\xe9.jpg"),
+        ("a\nb\tc\x1b[31m\x7f\x00", r"a\nb\tc\x1b[31m\x7f\x00"),
+        ("gpj.\u202eexe", r"gpj.\u202eexe"),  # turns the direction of what follows
+        ("\ud83d", r"\ud83d"),
+        ("\U000e0001", r"\U000e0001"),
+    ],
+)
+def test_shown(name, expected):
+    assert shown(name) == expected
+    assert json.loads(json.dumps(shown(name), ensure_ascii=False).encode()) == expected
+    assert shown(shown(name)) == expected

@@ -47,7 +47,7 @@ BOUND = 3e-6
 
 
 def torch_grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
-    """`cpu.depthwise_grad_weight` by PyTorch, for maps (B, C, H, W)."""
+    """`cpu.depthwise.grad_weight` by PyTorch, for maps (B, C, H, W)."""
     channels = x.shape[1]
     weight = x.new_zeros(channels, 1, kernel_size, kernel_size)
     padding, mask = [kernel_size // 2] * 2, [False, True, False]
@@ -58,7 +58,7 @@ def torch_grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
 
 def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
     """The kernel, for maps (B, C, H, W) in channels-last memory."""
-    return cpu.depthwise_grad_weight(x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1), kernel_size)
+    return cpu.depthwise.grad_weight(x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1), kernel_size)
 
 
 def relative_rms(found: Tensor, reference: Tensor) -> float:

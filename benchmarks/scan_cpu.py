@@ -57,11 +57,11 @@ class Shape:
     def calls(self) -> tuple[Callable[[], object], Callable[[], object]]:
         """A forward and a backward pass."""
         inputs = self.inputs()
-        y, carry = cpu.forward(*inputs, CODES)
+        y, carry = cpu.scan2d.forward(*inputs, CODES)
         grad_y = torch.randn(y.shape).to(y.dtype)
         return (
-            lambda: cpu.forward(*inputs, CODES),
-            lambda: cpu.backward(grad_y, *inputs, carry, CODES),
+            lambda: cpu.scan2d.forward(*inputs, CODES),
+            lambda: cpu.scan2d.backward(grad_y, *inputs, carry, CODES),
         )
 
 
@@ -89,9 +89,9 @@ def accuracy() -> None:
     print("\nAccuracy: relative RMS error against float64 (bound 1e-5)")
     for shape in (Shape(side=28, rank=6), Shape(side=14, rank=12, channels=100, state=16)):
         inputs = shape.inputs()
-        y, carry = cpu.forward(*inputs, CODES)
+        y, carry = cpu.scan2d.forward(*inputs, CODES)
         grad_y = torch.randn_like(y)
-        results = y, *cpu.backward(grad_y, *inputs, carry, CODES)
+        results = y, *cpu.scan2d.backward(grad_y, *inputs, carry, CODES)
         exact = [t.double().requires_grad_() for t in inputs]
         y_exact = scan2d_reference(*exact, ROUTES)
         expected = y_exact.detach(), *torch.autograd.grad(y_exact, exact, grad_y.double())
@@ -189,9 +189,9 @@ def memory_of(side: int) -> None:
     Shape(side=4).calls()[1]()
     inputs = Shape(side=side).inputs()
     grad_y = torch.ones_like(inputs[0])
-    forward, results = added(lambda: cpu.forward(*inputs, CODES))
+    forward, results = added(lambda: cpu.scan2d.forward(*inputs, CODES))
     carry = results[1]
-    backward, _ = added(lambda: cpu.backward(grad_y, *inputs, carry, CODES))
+    backward, _ = added(lambda: cpu.scan2d.backward(grad_y, *inputs, carry, CODES))
     print(forward, backward)
 
 

@@ -67,7 +67,7 @@ def uses_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
-        and (kernel_size := weight.shape[-1]) in cpu.KERNEL_SIZES
+        and (kernel_size := weight.shape[-1]) in cpu.depthwise.KERNEL_SIZES
         and weight.shape == (x.shape[1], 1, kernel_size, kernel_size)
         and cpu.unavailable() is None
     )
@@ -114,7 +114,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         grad_x = _conv2d(grad_y, weight.flip(2, 3), None) if x_needs else None
         grad_weight = None
         if weight_needs:
-            grad_weight = cpu.depthwise_grad_weight(
+            grad_weight = cpu.depthwise.grad_weight(
                 x.permute(0, 2, 3, 1), grad_y.permute(0, 2, 3, 1), kernel_size
             )
         return grad_x, grad_weight, grad_y.sum((0, 2, 3)) if bias_needs else None

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganglion.ops import PATTERNS, BackendError, Route, cpu, scan2d, scan2d_reference, vectorized
+from ganglion.ops import PATTERNS, BackendError, Route, cpu, scan2d, scan2d_reference
+from ganglion.ops.dispatch import BACKENDS
 
 pytestmark = [
     pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"),
@@ -76,8 +77,8 @@ def expected(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
 def run(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     """y and the gradients of the kernels."""
     inputs = case.inputs()
-    y, carry = cpu.forward(*inputs, case.codes)
-    grads = cpu.backward(case.grad_y(), *inputs, carry, case.codes)
+    y, carry = cpu.scan2d.forward(*inputs, case.codes)
+    grads = cpu.scan2d.backward(case.grad_y(), *inputs, carry, case.codes)
     return y, {name: grad for name, grad in zip(NAMES, grads, strict=True) if grad is not None}
 
 
@@ -132,8 +133,8 @@ def test_forward_and_gradients_equal_reference(name):
 
 @pytest.mark.parametrize("case", [CASES["cross2d"], CASES["restart_8x16"], CASES["state_4"]])
 def test_carry_is_the_state_before_every_64th_step(case):
-    _, carry = cpu.forward(*case.inputs(), case.codes)
-    _, carry_expected = vectorized.forward(*(t.double() for t in case.inputs()), case.codes)
+    _, carry = cpu.scan2d.forward(*case.inputs(), case.codes)
+    _, carry_expected = BACKENDS["torch"].scan2d.forward(*(t.double() for t in case.inputs()), case.codes)
     assert carry.shape == carry_expected.shape
     torch.testing.assert_close(carry.double(), carry_expected, rtol=1e-4, atol=1e-6)
 
@@ -145,8 +146,8 @@ def pointwise(bias: Tensor, A: Tensor, pixels: int = 1) -> tuple[Tensor, Tensor]
     x[:, :, 0] = 1
     proj = torch.tensor([0.0, 1.0, 1.0]).expand(1, 1, pixels, 3).contiguous()
     inputs = x, proj, torch.ones(1, channels, 1), bias[None], A.reshape(1, channels, 1), None
-    y, carry = cpu.forward(*inputs, [0])
-    grad_bias = cpu.backward(torch.ones_like(y), *inputs, carry, [0])[3]
+    y, carry = cpu.scan2d.forward(*inputs, [0])
+    grad_bias = cpu.scan2d.backward(torch.ones_like(y), *inputs, carry, [0])[3]
     return y[0, 0], grad_bias[0]
 
 
@@ -185,7 +186,7 @@ def test_half_precision_is_read_and_rounded_as_torch_does(dtype):
     D = torch.rand(channels, generator=torch.Generator().manual_seed(0)).add(1)[None]
     D[:, ::2] = 1.5  # makes ties
     proj = torch.zeros(*x.shape[:3], 3, dtype=dtype)
-    y, _ = cpu.forward(
+    y, _ = cpu.scan2d.forward(
         x, proj, torch.ones(1, channels, 1), torch.zeros_like(D), -torch.ones(1, channels, 1), D, [0]
     )
     assert torch.equal(y, (x.float() * D).to(dtype))
@@ -197,11 +198,11 @@ def test_nonfinite_inputs_reach_what_depends_on_them(value, routes):
     case = Case(routes=routes, channels=35, skip=False)
     x, *rest = case.inputs()
     x[1, 2, 3, 34] = value
-    y, carry = cpu.forward(x, *rest, case.codes)
+    y, carry = cpu.scan2d.forward(x, *rest, case.codes)
     y_expected = scan2d_reference(x.double(), *(t if t is None else t.double() for t in rest), routes)
     assert torch.equal(y.isfinite(), y_expected.isfinite())
     assert not y.isfinite().all()
-    grad_x = cpu.backward(torch.ones_like(y), x, *rest, carry, case.codes)[0]
+    grad_x = cpu.scan2d.backward(torch.ones_like(y), x, *rest, carry, case.codes)[0]
     assert grad_x[0].isfinite().all()
     assert grad_x[1, ..., :34].isfinite().all()
 
@@ -210,10 +211,10 @@ def test_nan_in_a_projection_reaches_all_channels_of_its_image():
     case = Case(channels=35)
     x, proj, *rest = case.inputs()
     proj[0, 0, 0, 0] = float("nan")
-    y, carry = cpu.forward(x, proj, *rest, case.codes)
+    y, carry = cpu.scan2d.forward(x, proj, *rest, case.codes)
     assert y[0, 0, 0].isnan().all()
     assert y[1].isfinite().all()
-    grad_x = cpu.backward(torch.ones_like(y), x, proj, *rest, carry, case.codes)[0]
+    grad_x = cpu.scan2d.backward(torch.ones_like(y), x, proj, *rest, carry, case.codes)[0]
     assert grad_x[0].isnan().any()
     assert grad_x[1].isfinite().all()
 
@@ -242,8 +243,8 @@ def test_more_images_than_partial_sums():
     x, proj, *rest = one.inputs()
     x, proj = (t.expand(70, -1, -1, -1).contiguous() for t in (x, proj))
     grad_y = one.grad_y().expand_as(x).contiguous()
-    y, carry = cpu.forward(x, proj, *rest, many.codes)
-    grads = dict(zip(NAMES, cpu.backward(grad_y, x, proj, *rest, carry, many.codes), strict=True))
+    y, carry = cpu.scan2d.forward(x, proj, *rest, many.codes)
+    grads = dict(zip(NAMES, cpu.scan2d.backward(grad_y, x, proj, *rest, carry, many.codes), strict=True))
     y_expected, grads_expected = expected(one)
     assert relative_rms(y, y_expected.expand_as(y)) < 1e-5
     for name, grad in grads.items():
@@ -294,12 +295,12 @@ def test_unknown_instruction_set_names_the_valid_ones(monkeypatch):
 @pytest.fixture
 def library_in(tmp_path, monkeypatch):
     """The module as if it lay in an empty folder."""
-    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "__init__.py"))
-    cpu._library.cache_clear()
-    cpu._indices.cache_clear()
+    monkeypatch.setattr(cpu.library, "__file__", str(tmp_path / "library.py"))
+    cpu.library._library.cache_clear()
+    cpu.library._indices.cache_clear()
     yield tmp_path
-    cpu._library.cache_clear()
-    cpu._indices.cache_clear()
+    cpu.library._library.cache_clear()
+    cpu.library._indices.cache_clear()
 
 
 def test_a_missing_library_is_reported_and_the_scan_still_runs(library_in):

@@ -49,13 +49,13 @@ SHAPES = (
 def calls(monkeypatch):
     """The kernel sizes with which the native kernel was called."""
     found: list[int] = []
-    kernel = cpu.depthwise_grad_weight
+    kernel = cpu.depthwise.grad_weight
 
     def spy(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
         found.append(kernel_size)
         return kernel(x, grad_y, kernel_size)
 
-    monkeypatch.setattr(cpu, "depthwise_grad_weight", spy)
+    monkeypatch.setattr(cpu.depthwise, "grad_weight", spy)
     return found
 
 
@@ -87,7 +87,7 @@ def expected(shape: tuple[int, ...], kernel_size: int) -> tuple[Tensor, ...]:
     return y.detach(), *torch.autograd.grad(y, tensors, normal(*shape, seed=1).double())
 
 
-@pytest.mark.parametrize("kernel_size", cpu.KERNEL_SIZES)
+@pytest.mark.parametrize("kernel_size", cpu.depthwise.KERNEL_SIZES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_equal_pytorch(shape, kernel_size, isa, calls):
     tensors = inputs(shape, kernel_size)
@@ -125,7 +125,7 @@ def test_results_do_not_depend_on_the_number_of_threads(shape, isa):
     try:
         for threads in (1, 1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(cpu.depthwise_grad_weight(x, grad_y, 9))
+            results.append(cpu.depthwise.grad_weight(x, grad_y, 9))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -433,32 +433,32 @@ def test_a_network_trains_with_the_kernel_as_without(calls, monkeypatch):
 @contextlib.contextmanager
 def fresh_library():
     """Within, the library is looked for again."""
-    for cached in (cpu._library, cpu._indices):
+    for cached in (cpu.library._library, cpu.library._indices):
         cached.cache_clear()
     try:
         yield
     finally:
-        for cached in (cpu._library, cpu._indices):
+        for cached in (cpu.library._library, cpu.library._indices):
             cached.cache_clear()
 
 
 def test_without_the_library_pytorch_trains_silently(tmp_path, monkeypatch):
     x, weight, bias = accepted()
-    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(cpu.library, "__file__", str(tmp_path / "library.py"))
     with fresh_library(), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not uses_kernel(x, weight, bias)
         depthwise_conv2d(x, weight, bias).sum().backward()
         assert weight.grad is not None
         with pytest.raises(RuntimeError, match="pip install"):
-            cpu.depthwise_grad_weight(x, x, 3)
+            cpu.depthwise.grad_weight(x, x, 3)
 
 
 def test_a_library_with_other_arguments_is_refused(monkeypatch):
     class Longer(ctypes.Structure):
-        _fields_ = [*cpu._Depthwise._fields_, ("more", ctypes.c_int64)]
+        _fields_ = [*cpu.library.Depthwise._fields_, ("more", ctypes.c_int64)]
 
-    monkeypatch.setattr(cpu, "_Depthwise", Longer)
+    monkeypatch.setattr(cpu.library, "Depthwise", Longer)
     with fresh_library():
         assert "its arguments differ" in (cpu.unavailable() or "")
 
@@ -467,8 +467,8 @@ def test_wrong_arguments_are_refused():
     x = torch.zeros(2, 5, 7, 8)
     for wrong in (x.double(), x[0], x.mT):
         with pytest.raises(ValueError, match=r"grad_y is .* expected contiguous float32"):
-            cpu.depthwise_grad_weight(x, wrong, 3)
+            cpu.depthwise.grad_weight(x, wrong, 3)
     with pytest.raises(ValueError, match="expected the same shape"):
-        cpu.depthwise_grad_weight(x, x[:1], 3)
+        cpu.depthwise.grad_weight(x, x[:1], 3)
     with pytest.raises(ValueError, match="unknown kernel size 4"):
-        cpu.depthwise_grad_weight(x, x, 4)
+        cpu.depthwise.grad_weight(x, x, 4)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from ganglion.ops import PATTERNS, Route, pattern, scan2d, scan2d_reference
-from ganglion.ops.backends import BACKENDS
+from ganglion.ops.dispatch import BACKENDS
 from tests.tolerances import RELATIVE_RMS, assert_close
 
 NAMES = ("x", "proj", "dt_weight", "dt_bias", "A", "D")

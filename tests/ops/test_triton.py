@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ganglion.layers.ss2d import SS2D
 from ganglion.ops import BackendError, pattern, scan2d, triton
-from ganglion.ops.backends import choose
+from ganglion.ops.dispatch import choose
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(
@@ -100,7 +100,7 @@ assert y.shape == (1, 2, 2, 3)
 def test_says_that_there_is_no_gpu():
     assert triton.unavailable() == "no GPU: torch finds neither a CUDA or ROCm nor an XPU device"
     with pytest.raises(BackendError, match="triton"):
-        choose(torch.zeros(1, 2, 2, 3), 1, 1, "triton")
+        choose("scan2d", torch.zeros(1, 2, 2, 3), "triton", d_state=1, dt_rank=1)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,19 @@ def test_says_that_there_is_no_gpu():
     ],
 )
 def test_says_what_it_does_not_serve(dtype, size, state, rank, said):
-    assert said in triton.rejects(torch.empty(1, *size, 3, dtype=dtype, device="meta"), state, rank)
+    assert said in triton.scan2d.rejects(
+        torch.empty(1, *size, 3, dtype=dtype, device="meta"), d_state=state, dt_rank=rank
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_serves_the_rest(dtype):
-    assert triton.rejects(torch.empty(1, 32768, 2, 3, dtype=dtype, device="meta"), 16, 128) is None
+    assert (
+        triton.scan2d.rejects(
+            torch.empty(1, 32768, 2, 3, dtype=dtype, device="meta"), d_state=16, dt_rank=128
+        )
+        is None
+    )
 
 
 def test_a_refused_call_goes_to_the_next_backend_and_says_so(monkeypatch):
@@ -127,10 +134,10 @@ def test_a_refused_call_goes_to_the_next_backend_and_says_so(monkeypatch):
     monkeypatch.setattr(triton, "DEVICES", ("meta",))
     x = torch.empty(1, 4, 4, 3, dtype=torch.float64, device="meta")
     with pytest.warns(RuntimeWarning, match="because of 'triton'.*float64"):
-        chosen = choose(x, 1, 4)
-    assert chosen.__name__.endswith("vectorized")
+        chosen = choose("scan2d", x, d_state=1, dt_rank=4)
+    assert chosen.__name__.endswith("torch.scan2d")
     with pytest.raises(BackendError, match="float64"):
-        choose(x, 1, 4, "triton")
+        choose("scan2d", x, "triton", d_state=1, dt_rank=4)
 
 
 @needs_triton

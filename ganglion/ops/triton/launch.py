@@ -205,7 +205,7 @@ def forward(
     routes: Sequence[int],
     how: Plan | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y and carry, see `ganglion.ops.backends`."""
+    """y and carry, see `ganglion.ops.dispatch`."""
     call = _Call(x, dt_weight, A, routes, how, backward=False)
     y = torch.empty((call.groups, *x.shape), dtype=x.dtype, device=x.device)
     carry_shape = (call.batch, call.n_routes, call.chunks, call.d_state, call.channels)
@@ -245,7 +245,7 @@ def backward(
     routes: Sequence[int],
     how: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """The gradients, see `ganglion.ops.backends`."""
+    """The gradients, see `ganglion.ops.dispatch`."""
     call = _Call(x, dt_weight, A, routes, how, backward=True)
     split = (call.batch, call.segments)
 

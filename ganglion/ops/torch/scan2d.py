@@ -1,4 +1,4 @@
-"""The `torch` backend: any device, any floating dtype, no compiler, no Python loop over positions.
+"""`scan2d` of PyTorch operations, without a loop over positions.
 
 Memory is linear in B * D * L * N for one route at a time.
 """
@@ -11,18 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import recurrence
-from .routes import CHUNK, Route
-
-DEVICES = None
+from .. import recurrence
+from ..routes import CHUNK, Route
 
 
-def unavailable() -> str | None:
-    """Why this backend cannot run here, None if it can."""
-    return None
-
-
-def rejects(x: Tensor, d_state: int, dt_rank: int) -> str | None:
+def rejects(x: Tensor, *, d_state: int, dt_rank: int) -> str | None:
     """Why this backend does not serve the call, None if it does."""
     return None
 
@@ -36,7 +29,7 @@ def forward(
     D: Tensor | None,
     routes: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """See `ganglion.ops.backends`."""
+    """See `ganglion.ops.dispatch`."""
     batch, height, width, channels = x.shape
     work = dt_weight.dtype
     y_BLD = torch.zeros(batch, height * width, channels, dtype=work, device=x.device)
@@ -63,7 +56,7 @@ def backward(
     carry: Tensor,
     routes: Sequence[int],
 ) -> tuple[Tensor | None, ...]:
-    """See `ganglion.ops.backends`. The carries are not needed: the states are computed again at once."""
+    """See `ganglion.ops.dispatch`. The carries are not needed: the states are computed again at once."""
     batch, height, width, channels = x.shape
     work = dt_weight.dtype
     grad_y_BLD = grad_y.reshape(batch, height * width, channels).to(work)

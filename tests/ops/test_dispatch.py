@@ -7,7 +7,7 @@ import torch
 
 import ganglion
 from ganglion.ops import BackendError, backends, pattern, scan2d
-from ganglion.ops.backends import BACKENDS, ENV, _announce, choose
+from ganglion.ops.dispatch import BACKENDS, ENV, _announce, choose
 from tests.ops.test_scan2d import inputs
 
 X = torch.zeros(1, 2, 2, 4)
@@ -37,10 +37,10 @@ def test_a_fallback_is_announced_once(no_native):
     with pytest.warns(
         RuntimeWarning, match="slower backend 'torch'.*'cpu': no compiler was found.*GANGLION_BACKEND"
     ):
-        assert choose(X, 1, 1) is BACKENDS["torch"]
+        assert choose("scan2d", X, d_state=1, dt_rank=1) is BACKENDS["torch"].scan2d
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        choose(X, 1, 1)
+        choose("scan2d", X, d_state=1, dt_rank=1)
 
 
 def test_a_fallback_can_be_forbidden(no_native, monkeypatch):
@@ -48,24 +48,24 @@ def test_a_fallback_can_be_forbidden(no_native, monkeypatch):
         scan2d(*inputs(), routes=pattern("cross2d"), backend="cpu")
     monkeypatch.setenv(ENV, "no-torch")
     with pytest.raises(BackendError, match="no compiler was found"):
-        choose(X, 1, 1)
+        choose("scan2d", X, d_state=1, dt_rank=1)
 
 
 def test_argument_and_variable_force_a_backend(monkeypatch):
-    assert choose(X, 1, 1, "torch") is BACKENDS["torch"]
+    assert choose("scan2d", X, "torch", d_state=1, dt_rank=1) is BACKENDS["torch"].scan2d
     monkeypatch.setenv(ENV, "torch")
-    assert choose(X, 1, 1) is BACKENDS["torch"]
+    assert choose("scan2d", X, d_state=1, dt_rank=1) is BACKENDS["torch"].scan2d
 
 
 def test_forcing_a_backend_of_another_device_is_an_error(monkeypatch):
     monkeypatch.setattr(BACKENDS["cpu"], "unavailable", lambda: None)
     with pytest.raises(BackendError, match="it serves cpu tensors"):
-        choose(X.to("meta"), 1, 1, "cpu")
+        choose("scan2d", X.to("meta"), "cpu", d_state=1, dt_rank=1)
 
 
 def test_unknown_names_are_explained(monkeypatch):
     with pytest.raises(ValueError, match=r"backend: unknown backend 'tritn'. Did you mean 'triton'\?"):
-        choose(X, 1, 1, "tritn")
+        choose("scan2d", X, "tritn", d_state=1, dt_rank=1)
     monkeypatch.setenv(ENV, "cuda")
     with pytest.raises(ValueError, match="GANGLION_BACKEND: unknown backend 'cuda'"):
-        choose(X, 1, 1)
+        choose("scan2d", X, d_state=1, dt_rank=1)

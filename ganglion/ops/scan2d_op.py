@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import choose
+from .dispatch import choose
 from .routes import CHUNK, Route
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -86,7 +86,7 @@ def _scan2d(
     check(x, proj, dt_weight, dt_bias, A, D, routes)
     if x.numel() == 0:
         return torch.empty_like(x), x.new_empty(_carry_shape(x, A), dtype=dt_weight.dtype)
-    module = choose(x, A.shape[2], dt_weight.shape[2], backend)
+    module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
     return module.forward(
         x.contiguous(),
         proj.contiguous(),
@@ -121,7 +121,7 @@ def _scan2d_backward(
     if x.numel() == 0:
         grads = [torch.zeros_like(t) for t in (x, proj, dt_weight, dt_bias, A)]
         return (*grads, A.new_zeros(0 if D is None else D.shape))  # pyright: ignore
-    module = choose(x, A.shape[2], dt_weight.shape[2], backend)
+    module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
     *grads, grad_D = module.backward(
         grad_y.to(x.dtype).contiguous(),
         x.contiguous(),

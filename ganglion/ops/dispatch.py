@@ -1,10 +1,13 @@
-"""Which implementation serves a call of `scan2d`: the one place where a backend is chosen.
+"""Which implementation serves a call of an operator: the one place where a backend is chosen.
 
-A backend is a module with
+A backend is a package with
 
-    DEVICES                                        device types it serves, None for every device
-    unavailable() -> str | None                    why it cannot run on this machine, None if it can
-    rejects(x, d_state, dt_rank) -> str | None     why it does not serve this call, None if it does
+    DEVICES                        device types it serves, None for every device
+    unavailable() -> str | None    why it cannot run on this machine, None if it can
+
+and a module for every operator that it has, named as the operator. The module of `scan2d` has
+
+    rejects(x, *, d_state, dt_rank) -> str | None    why it does not serve this call, None if it does
     forward(x, proj, dt_weight, dt_bias, A, D, routes) -> (y, carry)
     backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes)
         -> (grad_x, grad_proj, grad_dt_weight, grad_dt_bias, grad_A, grad_D or None)
@@ -23,10 +26,10 @@ from types import ModuleType
 from torch import Tensor
 
 from ..errors import unknown
-from . import cpu, triton, vectorized
+from . import cpu, torch, triton
 
 #: From fast to slow; the first that is available and accepts the call serves it.
-BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "torch": vectorized}
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "torch": torch}
 
 ENV = "GANGLION_BACKEND"
 _CHOICES = ("auto", *BACKENDS, *(f"no-{name}" for name in BACKENDS))
@@ -51,11 +54,12 @@ def backends() -> list[BackendStatus]:
     return [BackendStatus(name=n, available=why is None, reason=why or "") for n, why in found.items()]
 
 
-def choose(x: Tensor, d_state: int, dt_rank: int, request: str = "auto") -> ModuleType:
-    """The backend for this call.
+def choose(operator: str, x: Tensor, request: str = "auto", **sizes: int) -> ModuleType:
+    """The backend's module that serves this call of an operator.
 
     request: "auto", a backend's name to force it, or "no-<name>" to forbid one. "auto" gives way to the
     environment variable GANGLION_BACKEND, which takes the same values.
+    sizes: what else `rejects` of the operator's modules takes.
 
     Raises ValueError for an unknown request and BackendError if no permitted backend serves the call.
     """
@@ -66,27 +70,32 @@ def choose(x: Tensor, d_state: int, dt_rank: int, request: str = "auto") -> Modu
         raise ValueError(f"{source}: " + unknown("backend", request, _CHOICES))
     forced = request in BACKENDS
     refusals: dict[str, str] = {}
-    for name, module in BACKENDS.items():
+    for name, backend in BACKENDS.items():
         if request == f"no-{name}" or (forced and name != request):
             continue
-        if module.DEVICES is not None and x.device.type not in module.DEVICES:
+        module = getattr(backend, operator, None)
+        if module is None:
             if forced:
-                refusals[name] = f"it serves {', '.join(module.DEVICES)} tensors"
+                refusals[name] = f"it has no {operator}"
             continue
-        why = module.unavailable() or module.rejects(x, d_state, dt_rank)
+        if backend.DEVICES is not None and x.device.type not in backend.DEVICES:
+            if forced:
+                refusals[name] = f"it serves {', '.join(backend.DEVICES)} tensors"
+            continue
+        why = backend.unavailable() or module.rejects(x, **sizes)
         if why is None:
             for refused, reason in refusals.items():
-                _announce(name, refused, reason)
+                _announce(operator, name, refused, reason)
             return module
         refusals[name] = why
     told = "; ".join(f"{name}: {why}" for name, why in refusals.items()) or "none is permitted"
-    raise BackendError(f"no backend serves scan2d on {x.device} with {source}={request!r} ({told})")
+    raise BackendError(f"no backend serves {operator} on {x.device} with {source}={request!r} ({told})")
 
 
 @functools.cache
-def _announce(served: str, refused: str, reason: str) -> None:
+def _announce(operator: str, served: str, refused: str, reason: str) -> None:
     warnings.warn(
-        f"ganglion: scan2d runs on the slower backend {served!r} because of {refused!r}: {reason}. "
+        f"ganglion: {operator} runs on the slower backend {served!r} because of {refused!r}: {reason}. "
         f"Set {ENV}={refused} to make this an error.",
         RuntimeWarning,
         stacklevel=2,

@@ -1,0 +1,53 @@
+"""The gradient of a depthwise convolution's weight by the native library."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ...errors import unknown
+from .library import Depthwise, loaded
+
+#: Kernel sizes that were compiled in.
+KERNEL_SIZES = (1, 3, 5, 7, 9)
+
+
+def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
+    """Gradient (C, 1, K, K) of the weight of a depthwise convolution with stride 1 and padding K // 2.
+
+    x and grad_y: (B, H, W, C), contiguous, float32.
+
+    Raises RuntimeError if the backend is unavailable and ValueError for tensors or a kernel size of other kinds.
+    """
+    library, isa = loaded()
+    for name, t in {"x": x, "grad_y": grad_y}.items():
+        if t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous() or t.dim() != 4:
+            raise ValueError(
+                f"{name} is {t.dtype}, {tuple(t.shape)} with strides {t.stride()} on {t.device}: "
+                "expected contiguous float32 (B, H, W, C) on the CPU"
+            )
+    if x.shape != grad_y.shape:
+        raise ValueError(f"x is {tuple(x.shape)} and grad_y {tuple(grad_y.shape)}: expected the same shape")
+    if kernel_size not in KERNEL_SIZES:
+        raise ValueError(unknown("kernel size", kernel_size, map(str, KERNEL_SIZES)))
+    batch, height, width, channels = x.shape
+    if not x.numel():
+        return x.new_zeros(channels, 1, kernel_size, kernel_size)
+    grad = x.new_empty(channels, 1, kernel_size, kernel_size)
+    call = Depthwise(
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        kernel=kernel_size,
+        threads=torch.get_num_threads() if library.ganglion_scan_threaded() else 1,
+        x=x.data_ptr(),
+        grad_y=grad_y.data_ptr(),
+        grad_weight=grad.data_ptr(),
+    )
+    workspace = x.new_empty(library.ganglion_depthwise_workspace(ctypes.byref(call)))
+    call.workspace = workspace.data_ptr()
+    library.ganglion_depthwise_grad_weight(isa, ctypes.byref(call))
+    return grad

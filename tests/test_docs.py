@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib.metadata
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import yaml
 
 import ganglion
 from ganglion.models.official import to_official
@@ -58,3 +61,36 @@ def test_architecture_names_every_module(package):
     there = {p.name for p in folder.glob("*.py")} - {"__init__.py"}
     there |= {f"{p.parent.name}/" for p in folder.glob("*/__init__.py")}
     assert named == there
+
+
+def test_every_environment_variable_is_documented():
+    sources = [
+        p
+        for folder in ("ganglion", "ganglion_cli", "tests", "benchmarks")
+        for p in (ROOT / folder).rglob("*.py")
+    ]
+    read = {name for p in sources for name in re.findall(r"\b(GANGLION_[A-Z_]+)\b", p.read_text())}
+    documented = set(re.findall(r"`(GANGLION_[A-Z_]+)`", (ROOT / "docs/environment.md").read_text()))
+    assert read == documented
+
+
+def test_one_version():
+    """The package's metadata read it from the source; nothing else states one."""
+    assert importlib.metadata.version("ganglion") == ganglion.__version__
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+    assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.M)
+
+
+def test_developer_files_are_well_formed():
+    files = [ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff", *(ROOT / ".github").rglob("*.yml")]
+    assert len(files) >= 7
+    for file in files:
+        assert isinstance(yaml.safe_load(file.read_text()), dict), file
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    ci = (ROOT / ".github/workflows/ci.yml").read_text()
+    for name in (
+        "torch",
+        "torchvision",
+    ):  # the lowest versions that are promised are the lowest that are tested
+        (lowest,) = [d.partition(">=")[2] for d in dependencies if re.match(rf"{name}\b[>=]", d)]
+        assert f"{name}=={lowest}.*" in ci

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import timm
 import torch
 from PIL import Image
@@ -16,16 +15,6 @@ import ganglion  # noqa: F401 - registers the networks
 NAMES = ["ant", "bee", "crab"]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 SIZE, CROP_PCT = 40, 0.8
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-
-
-def shared(name: str) -> Path:
-    """A folder of real pictures, which are not part of the project."""
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"NOT TESTED on real pictures: there is no {folder}")
-    return folder
 
 
 def network(classes: int = 3) -> torch.nn.Module:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ganglion_cli import main
 from ganglion_cli.annotate import annotate
-from tests.cli.networks import NAMES, export, network, picture, preprocess, shared
+from tests.cli.networks import NAMES, export, network, picture, preprocess
+from tests.real_data import real_data
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_lines_beneath_a_picture():
 
 def test_demo_photos(capsys, tmp_path):
     """Any size and shape of photo; ImageNet's words for 1,000 classes."""
-    photos = shared("demo_photos")
+    photos = real_data("demo_photos")
     made = export(tmp_path / "model", names=None, made=network(1000))
     report = json.loads(predict(capsys, photos, "--checkpoint", made, "--json", "--save", tmp_path / "out"))
     assert len(report) == 8 == len(list((tmp_path / "out").iterdir()))

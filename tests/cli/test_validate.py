@@ -14,7 +14,8 @@ from ganglion.analysis.complexity import complexity
 from ganglion.tasks.metrics import Counts
 from ganglion_cli import common, main
 from ganglion_cli.common import Progress
-from tests.cli.networks import CROP_PCT, NAMES, SIZE, export, network, picture, preprocess, shared
+from tests.cli.networks import CROP_PCT, NAMES, SIZE, export, network, picture, preprocess
+from tests.real_data import real_data
 
 OPTIONS = ("--workers", "0", "--batch-size", "4")
 
@@ -82,7 +83,7 @@ def test_numbers_of_a_loop_written_by_hand(capsys, model, data):
 
 def test_a_published_file_on_real_pictures(capsys, tmp_path):
     """Sixteen classes of ImageNet, which the network has at other places among its thousand."""
-    folder = shared("imagenet_mini")
+    folder = real_data("imagenet_mini")
     manifest = json.loads((folder / "manifest.json").read_text())
     place = {entry["wnid"]: entry["ilsvrc2012_index"] for entry in manifest["classes"]}
     made = export(tmp_path / "model", names=None, made=network(1000))

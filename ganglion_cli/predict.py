@@ -94,9 +94,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _find(args: argparse.Namespace) -> list[Path]:
     """The pictures named, and those below the folders named, each once and in the order of their names."""
-    from ganglion.data.decode import endings
+    from ganglion.data.decode import extensions
 
-    suffixes = set(endings(3))
+    suffixes = set(extensions(3))
     files: list[Path] = []
     for path in args.paths:
         if path.is_dir():

@@ -4,50 +4,59 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset, get_img_extensions, set_img_extensions
-from timm.data.readers.class_map import load_class_map
+from timm.data import create_dataset
+from timm.utils.misc import natural_key
 
-from ..errors import unknown
-from .decode import MAX_PIXELS, MODES, endings
-from .source import ArraySource, ImageSource, ReaderSource, foreign
+from ..errors import shown, unknown
+from .decode import MAX_PIXELS, MODES, extensions, reason
+from .files import SYNONYMS, Files, FolderFiles, TarFiles, hidden, without
+from .lists import read_classes, read_labels
+from .source import ArraySource, FileSource, ImageSource, ReaderSource, foreign
 from .stream import HubSource, ShardSource
 from .types import DataError
 
 _READERS = ("", "hfds", "hfids", "torch", "wds")
-
-#: Names of timm's for the same split.
-_SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test", "testing"))
 
 
 def open_dataset(
     root: str | os.PathLike[str],
     *,
     split: str,
+    or_root: bool = False,
     name: str = "",
     channels: int = 3,
     training: bool = False,
     class_map: str | Mapping[str, int] | None = None,
+    labels: str | None = None,
     limit: int | None = None,
     num_samples: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageSource:
     """Open the images of a split.
 
+    In folders and tar files the class of an image is the first folder of its path below the split, however many more
+    there are. Hidden files and folders are left out, and so are files by their extension: `note` of the source counts
+    the latter.
+
     root: a folder, a tar file, an npz file, or what the reader named by `name` wants; for Hugging Face's, the folder in
         which they keep what they download.
-    split: the split's folder or tar file below `root` (or a synonym of timm's, such as val for validation), the part of
-        an npz file's name behind the last `_`, or the reader's own name for it. "": `root` itself.
-    name: timm's reader: "" for folders and tar files, or "wds/", "hfds/NAME", "hfids/NAME", "torch/NAME". Folders that
+    split: the split's folder or tar file below `root` (or a synonym, such as val for validation), the part of an npz
+        file's name behind the last `_`, or the reader's own name for it. "": `root` itself.
+    or_root: read `root` itself where it is a folder without any split.
+    name: "" for folders and tar files, or timm's reader: "wds/", "hfds/NAME", "hfids/NAME", "torch/NAME". Folders that
         hold npz files are read as those.
     channels: of the images; 1, 3 and 4 are read from any picture, other numbers from uint8 .npy files (H, W, C) in
         class folders, tar files or shards, or npz arrays.
-    class_map: class name -> label, or a file of the names in their order. Classes that it does not name are an error.
+    class_map: class name -> label, or a file of the names, see `read_classes`. Classes that it does not name are an
+        error.
+    labels: file of the classes of images that lie in no class folders, see `read_labels`. Its numbers count the lines
+        of the class_map's file.
     limit: the first so many images only. num_samples: images of an epoch, for a stream that does not say it.
     max_pixels: of a picture; larger ones are broken.
 
@@ -63,15 +72,18 @@ def open_dataset(
         name=f"{prefix}/{rest}" if prefix else "",
         root=str(root),
         split=split,
+        or_root=or_root,
         channels=channels,
         training=training,
         class_map=_classes(class_map, root),
+        numbered=isinstance(class_map, str),
+        labels=None if labels is None else _list(labels, root),
         num_samples=num_samples,
     )
     try:
         return _open(request, prefix, limit=limit, max_pixels=max_pixels)
-    except PermissionError as error:
-        raise DataError(f"cannot read {error.filename or root}: {error.strerror}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or root}: {reason(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,25 +93,26 @@ class _Request:
     name: str
     root: str
     split: str
+    or_root: bool
     channels: int
     training: bool
     class_map: Mapping[str, int] | None
+    numbered: bool
+    labels: Path | None
     num_samples: int | None
 
-    def create(self, **options: Any) -> Any:
+    def create(self) -> Any:
         """timm's dataset. Raises DataError for what timm cannot open."""
         try:
-            with _endings(endings(self.channels)):
-                return create_dataset(
-                    self.name,
-                    root=self.root or None,
-                    split=self.split,
-                    search_split=False,
-                    is_training=self.training,
-                    class_map=self.class_map,  # pyright: ignore
-                    num_samples=self.num_samples,
-                    **options,
-                )
+            return create_dataset(
+                self.name,
+                root=self.root or None,
+                split=self.split,
+                search_split=False,
+                is_training=self.training,
+                class_map=self.class_map,  # pyright: ignore
+                num_samples=self.num_samples,
+            )
         except PermissionError:
             raise
         except (
@@ -121,6 +134,9 @@ def _open(request: _Request, prefix: str, **options: Any) -> ImageSource:
     options["channels"] = channels = request.channels
     if channels not in MODES and prefix in ("hfds", "hfids", "torch"):
         raise DataError(f"{request.name} has pictures, of 1, 3 or 4 channels: in_chans is {channels}")
+    in_files = not prefix or request.name.lower() in ("torch/image_folder", "torch/folder")
+    if request.labels is not None and not in_files:
+        raise DataError(f"labels of their own are for images in files: {request.name} has labels")
     if prefix == "hfids":
         return HubSource(request.create().reader, **options)
     if prefix == "hfds":
@@ -130,48 +146,83 @@ def _open(request: _Request, prefix: str, **options: Any) -> ImageSource:
         _check_shards(request.root)
         return ShardSource(request.create().reader, **options)
     _check_exists(path)
-    if prefix == "torch":
-        if request.name.endswith("folder"):
-            path = _split(path, request.split)
-        return ReaderSource(_at(request, path).create(), **options)
-    if arrays := _arrays(path, request.split):
+    if not in_files:
+        return ReaderSource(request.create(), **options)
+    if arrays := _arrays(path, request):
         return ArraySource(arrays, channels=channels, class_map=request.class_map, limit=options["limit"])
     if path.is_dir():
-        path = _split(path, request.split)
-    request = _at(request, path)
-    if path.is_dir():
-        _check_folders(path, request)
-        return ReaderSource(request.create(), **options)
-    if path.suffix != ".tar":
+        path = _split(path, request)
+    if not path.is_dir() and path.suffix != ".tar":
         raise DataError(f"{path} is neither a folder, nor a .tar, nor an .npz file")
-    # Open tar files have one position, which forked loader processes would share.
-    return ReaderSource(request.create(cache_tarfiles=False), **options)
+    files = FolderFiles(path, channels) if path.is_dir() else TarFiles(path, channels)
+    return _labelled(files, request, **options)
 
 
-def _at(request: _Request, path: Path) -> _Request:
-    return replace(request, root=str(path))
+def _labelled(files: Files, request: _Request, **options: Any) -> FileSource:
+    if not files.names:
+        wanted = ", ".join(extensions(request.channels))
+        raise DataError(f"{files.place} holds no image ({wanted})" + _but(without(files.left_out)))
+    if request.labels is not None:
+        classes = read_labels(request.labels, files.names, request.class_map if request.numbered else None)
+    else:
+        classes = _by_folder(files, request)
+    known = request.class_map
+    if known is None:
+        names = sorted(set(classes), key=lambda name: (natural_key(name), name))
+        known = {name: label for label, name in enumerate(names)}
+    if strangers := sorted(set(classes) - set(known)):
+        raise DataError(foreign(request.labels or files.place, strangers))
+    return FileSource(files, classes, known, **options)
 
 
-@contextmanager
-def _endings(wanted: tuple[str, ...]) -> Iterator[None]:
-    """Have timm look for these files: by itself it leaves out .webp, .bmp, .tif and others."""
-    before = get_img_extensions()
-    set_img_extensions(wanted)
-    try:
-        yield
-    finally:
-        set_img_extensions(before)
+def _by_folder(files: Files, request: _Request) -> list[str]:
+    """The class of each image: the first folder of its path.
+
+    Raises DataError for images outside of class folders, and for a class folder without a single image, whose class
+    would be missing and the others renumbered.
+    """
+    stray = [name for name in files.names if "/" not in name]
+    inside = next((name for name in files.names if "/" in name), None)
+    if stray and inside is not None:
+        raise DataError(
+            f"{files.place}/{stray[0]} lies beside class folders (with {files.place}/{inside} in one of them)"
+            + (f", and so do {len(stray) - 1} other images" if len(stray) > 1 else "")
+            + ". Expected every image in the folder of its class"
+        )
+    if stray:
+        raise DataError(
+            f"{files.place} holds {len(stray)} images, such as {files.place}/{stray[0]}, and no class folders. "
+            f"Expected {files.place}/CLASS/{stray[0]}, or a file of the images' classes (data.val_labels)"
+        )
+    classes = [shown(name.partition("/")[0]) for name in files.names]
+    if os.path.isdir(files.place):
+        used = set(classes)
+        for entry in sorted(Path(files.place).iterdir()):
+            if entry.is_dir() and not hidden(entry.name) and shown(entry.name) not in used:
+                there = FolderFiles(entry, request.channels).left_out
+                raise DataError(f"the class folder {entry} holds no image" + _but(without(there)))
+    return classes
+
+
+def _but(note: str) -> str:
+    return f"; {note}" if note else ""
 
 
 def _classes(
     class_map: str | Mapping[str, int] | None, root: str | os.PathLike[str]
 ) -> Mapping[str, int] | None:
-    if class_map is None or isinstance(class_map, Mapping):
-        return class_map
-    try:
-        return load_class_map(class_map, str(root))
-    except (AssertionError, OSError, ValueError) as error:
-        raise DataError(f"cannot read the class map {class_map}: {error}") from error
+    if class_map is None:
+        return None
+    found = class_map if isinstance(class_map, Mapping) else read_classes(_list(class_map, root))
+    return {shown(name): label for name, label in found.items()}
+
+
+def _list(file: str, root: str | os.PathLike[str]) -> Path:
+    """A file that is named from here, or from the root of the data."""
+    path = Path(file)
+    if path.exists() or not (Path(root) / file).exists():
+        return path
+    return Path(root) / file
 
 
 def _check_exists(path: Path) -> None:
@@ -194,55 +245,41 @@ def _check_shards(root: str) -> None:
         )
 
 
-def _arrays(path: Path, split: str) -> Path | None:
+def _arrays(path: Path, request: _Request) -> Path | None:
     """The npz file of a split, None if there is none at all. Raises DataError if there are only other splits'."""
     if path.suffix == ".npz":
         return path
-    there = sorted(path.glob("*.npz")) if path.is_dir() else []
+    there = sorted(path.glob("[!.]*.npz")) if path.is_dir() else []
     splits = {file.stem.rpartition("_")[2]: file for file in there}
-    for name in _synonyms(split):
+    for name in _synonyms(request.split):
         if name in splits:
             return splits[name]
     if there:
-        raise DataError(f"{path}: " + unknown("split", split, splits))
+        raise DataError(f"{path}: " + unknown("split", request.split, splits))
     return None
 
 
 def _synonyms(split: str) -> list[str]:
-    return [split, *(name for names in _SYNONYMS if split in names for name in names)]
+    return [split, *(name for names in SYNONYMS if split in names for name in names)]
 
 
-def _split(root: Path, split: str) -> Path:
-    """The split's folder, or its tar file, below `root`."""
-    if not split:
+def _split(root: Path, request: _Request) -> Path:
+    """The split's folder, or its tar file, below `root`, or `root` itself."""
+    if not request.split:
         return root
-    for name in _synonyms(split):
+    for name in _synonyms(request.split):
         for path in (root / name, root / f"{name}.tar"):
             if path.exists():
                 return path
-    there = sorted(p.name.removesuffix(".tar") for p in root.iterdir() if p.is_dir() or p.suffix == ".tar")[
-        :20
-    ]
+    entries = [path for path in root.iterdir() if not hidden(path.name)]
+    there = {path.name.removesuffix(".tar") for path in entries if path.is_dir() or path.suffix == ".tar"}
+    if request.or_root and not there & set(chain(*SYNONYMS)):
+        return root
     raise DataError(
-        f"{root}: " + (unknown("split", split, there) if there else f"there is no folder {split!r} in it")
+        f"{root}: "
+        + (
+            unknown("split", request.split, map(shown, there))
+            if there
+            else f"there is no folder {request.split!r} in it"
+        )
     )
-
-
-def _check_folders(folder: Path, request: _Request) -> None:
-    """Raise DataError for a class folder without a single image, whose class would be missing and the others
-    renumbered, and for classes that the class map does not name, whose images timm would leave out."""
-    types = endings(request.channels)
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith(".") and not any(_holders(entry, types)):
-            raise DataError(f"the class folder {entry} holds no image ({', '.join(types)})")
-    if request.class_map is not None:
-        found = {os.path.basename(holder) for holder in _holders(folder, types) if holder != str(folder)}
-        if strangers := sorted(found - set(request.class_map)):
-            raise DataError(foreign(folder, strangers))
-
-
-def _holders(folder: Path, types: tuple[str, ...]) -> Iterator[str]:
-    """The folders, this one and those below it, that hold files of these types."""
-    for holder, _, files in os.walk(folder, followlinks=True):
-        if any(file.lower().endswith(types) for file in files):
-            yield holder

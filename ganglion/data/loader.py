@@ -44,7 +44,7 @@ class _Images(Dataset[_Sample]):
                 image, target = self.source.image(index)
                 break
             except BrokenImage as error:
-                broken.append(Broken(self.source.name(index), str(error)))
+                broken.append(Broken.because(self.source.name(index), error))
                 if not self.training:
                     return None, -1, broken
                 index = (index + 1) % len(self.source)
@@ -104,7 +104,7 @@ class _Stream(IterableDataset[_Sample]):
             try:
                 image, target = self.source.decode(record)
             except BrokenImage as error:
-                yield None, -1, [Broken(record.name, str(error))]
+                yield None, -1, [Broken.because(record.name, error)]
             else:
                 yield self.transform(image), target, []
 
@@ -122,7 +122,7 @@ class _Stream(IterableDataset[_Sample]):
             try:
                 image, target = self.source.decode(record)
             except BrokenImage as error:
-                broken.append(Broken(record.name, str(error)))
+                broken.append(Broken.because(record.name, error))
                 if waiting > len(self.source):
                     raise _none_readable(self.source, broken[0]) from error
                 continue

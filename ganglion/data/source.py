@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import tarfile
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import shown
 from .decode import MAX_PIXELS, MODES, BrokenImage, Raw, open_image, read_image, reason
+from .files import Files, without
 from .types import DataError
 
 
@@ -25,11 +25,13 @@ class ImageSource(ABC):
     """Images with labels.
 
     channels: of the images. class_names: of every label, where the data say them. num_classes: one more than the
-    largest label there can be, 0 where nobody knows.
+    largest label there can be, 0 where it is unknown. note: what a user should know about what was found, "" if
+    nothing.
     """
 
     channels: int
     class_names: list[str] | None = None
+    note: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -55,8 +57,55 @@ class IndexedSource(ImageSource):
         """Image and label. Raises BrokenImage."""
 
     @abstractmethod
+    def labels(self) -> list[int]:
+        """The label of every image, without reading images where they need not be read."""
+
+    @abstractmethod
     def name(self, index: int) -> str:
-        """What to call the image when it is broken."""
+        """What to call the image, fit to be printed."""
+
+
+class FileSource(IndexedSource):
+    """Images in files.
+
+    classes: the class name of each. class_to_idx: their numbers. limit: the first so many only.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        classes: Sequence[str],
+        class_to_idx: Mapping[str, int],
+        *,
+        channels: int,
+        limit: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self._files, self.channels, self._max_pixels = files, channels, max_pixels
+        self._labels = [class_to_idx[name] for name in classes[:limit]]
+        self._classes = 1 + max(class_to_idx.values())
+        self.class_names = names_of(class_to_idx)
+        self.note = without(files.left_out)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def num_classes(self) -> int:
+        return self._classes
+
+    def image(self, index: int) -> tuple[Raw, int]:
+        try:
+            file = self._files.open(index)
+        except OSError as error:
+            raise BrokenImage(reason(error)) from error
+        return read_image(file, self.channels, self._max_pixels), self._labels[index]
+
+    def labels(self) -> list[int]:
+        return self._labels
+
+    def name(self, index: int) -> str:
+        return shown(self._files.names[index])
 
 
 class ArraySource(IndexedSource):
@@ -92,7 +141,9 @@ class ArraySource(IndexedSource):
                     self.class_names = [str(name) for name in file["classes"]]
         except PermissionError:
             raise
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            Exception
+        ) as error:  # damaged archives raise BadZipFile, zlib.error, struct.error, KeyError, ...
             raise DataError(
                 f"cannot read {path}: {error}. Expected an npz file with `labels` and `images`, or `jpeg` and `offsets`"
             ) from error
@@ -157,12 +208,15 @@ class ArraySource(IndexedSource):
             pixels = pixels[..., 0]
         return Image.fromarray(pixels), label
 
+    def labels(self) -> list[int]:
+        return self._labels
+
     def name(self, index: int) -> str:
-        return f"{self._path.name}[{index}]"
+        return shown(f"{self._path.name}[{index}]")
 
 
 class ReaderSource(IndexedSource):
-    """What timm reads by index: folders, tar files, torchvision's and Hugging Face's datasets.
+    """What timm reads by index: torchvision's and Hugging Face's datasets.
 
     dataset: timm's or torchvision's.
     """
@@ -184,10 +238,19 @@ class ReaderSource(IndexedSource):
 
     @property
     def num_classes(self) -> int:
-        if not self._classes:  # a reader without names: count
-            labels = getattr(self._reader, "iter_targets", lambda: (item[1] for item in self._reader))
-            self._classes = 1 + max(map(int, labels()))
+        if not self._classes:  # a reader without names
+            self._classes = 1 + max(map(int, self._all_labels()))
         return self._classes
+
+    def labels(self) -> list[int]:
+        return [int(label) for label in islice(self._all_labels(), self._length)]
+
+    def _all_labels(self) -> Iterable[Any]:
+        reader = self._reader
+        if hasattr(reader, "iter_targets"):  # timm's
+            return reader.iter_targets()
+        found = getattr(reader, "targets", None)  # torchvision's, most of them
+        return found if found is not None else (item[1] for item in reader)
 
     def image(self, index: int) -> tuple[Raw, int]:
         try:
@@ -204,17 +267,17 @@ class ReaderSource(IndexedSource):
             name = self._reader.filename(index)
         except (AssertionError, AttributeError, NotImplementedError):
             return f"image {index}"
-        return (f"row {index} ({name})" if name else f"row {index}") if rows else name
+        return shown((f"row {index} ({name})" if name else f"row {index}") if rows else name)
 
 
 def names_of(class_to_idx: Mapping[Any, int]) -> list[str] | None:
     """The names in the order of their labels; None unless each label from 0 on has one."""
     if not class_to_idx or sorted(class_to_idx.values()) != list(range(len(class_to_idx))):
         return None
-    return [str(name) for name in sorted(class_to_idx, key=class_to_idx.__getitem__)]
+    return [shown(name) for name in sorted(class_to_idx, key=class_to_idx.__getitem__)]
 
 
 def foreign(place: object, names: list[str]) -> str:
     """Message for classes that a class map does not have."""
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    return f"{place} has classes that are not among those known (of the class map, or of training): {shown}"
+    few = ", ".join(map(shown, names[:10])) + (", ..." if len(names) > 10 else "")
+    return f"{place} has classes that are not among those known (of the class map, or of training): {few}"

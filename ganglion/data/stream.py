@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import unknown
-from .decode import MAX_PIXELS, BrokenImage, Raw, endings, read_image, reason
+from .decode import MAX_PIXELS, BrokenImage, Raw, extensions, read_image, reason
 from .sampler import draw
 from .source import ImageSource, foreign, names_of
 from .types import DataError
@@ -119,7 +119,7 @@ class ShardSource(StreamSource):
             length = reader.num_samples  # of an epoch, as the caller wants it
         super().__init__(reader.class_to_idx, length=length, channels=channels, max_pixels=max_pixels)
         self._held = reader.sample_initial_size, reader.sample_shuffle_size
-        self._endings = [ending[1:] for ending in endings(channels)]
+        self._endings = [ending[1:] for ending in extensions(channels)]
 
     def check_places(self, places: int, workers: int) -> None:
         if places > len(self._shards):

@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..errors import shown
+
 
 class DataError(ValueError):
     """Data that are missing, empty, or broken beyond the allowed share."""
 
     def __init__(self, message: str):
         # From a loader process it arrives as the text of a traceback, which ends with the message.
-        super().__init__(message.rpartition(f"{__name__}.DataError: ")[2].rstrip())
+        text = message.rpartition(f"{__name__}.DataError: ")[2].rstrip()
+        super().__init__("\n".join(map(shown, text.split("\n"))))
 
 
 class Broken(NamedTuple):
@@ -20,6 +23,10 @@ class Broken(NamedTuple):
 
     name: str
     reason: str
+
+    @classmethod
+    def because(cls, name: str, error: Exception) -> Broken:
+        return cls(shown(name), shown(error))
 
 
 class Batch(NamedTuple):

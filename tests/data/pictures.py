@@ -59,6 +59,14 @@ def write_folder(folder: Path, classes: Sequence[str] = ("ant", "bee"), each: in
     return folder
 
 
+def write_tar(folder: Path, target: Path, around: str = "") -> str:
+    """What is below a folder, hidden or not, with `around` before each path."""
+    with tarfile.open(target, "w") as tar:
+        for file in sorted(folder.rglob("*")):
+            tar.add(file, around + str(file.relative_to(folder)), recursive=False)
+    return str(target)
+
+
 def write_shards(
     folder: Path, splits: Mapping[str, Sequence[Sequence[bytes | tuple[str, bytes]]]], ending: str = "png"
 ) -> Path:

@@ -5,17 +5,25 @@ from __future__ import annotations
 
 import gc
 import re
-import tarfile
 import warnings
 
 import numpy as np
 import pytest
-from timm.data import get_img_extensions
 
 from ganglion.data import BrokenImage, DataError, open_dataset
 from ganglion.data.source import IndexedSource
 
-from .pictures import broken_pictures, encode, number, odd_pictures, opened, picture, plain, write_folder
+from .pictures import (
+    broken_pictures,
+    encode,
+    number,
+    odd_pictures,
+    opened,
+    picture,
+    plain,
+    write_folder,
+    write_tar,
+)
 
 BROKEN = broken_pictures()
 
@@ -36,13 +44,6 @@ def reasons(source) -> dict[str, str]:
         except BrokenImage as error:
             found[source.name(i)] = str(error)
     return found
-
-
-def write_tar(folder, target) -> str:
-    with tarfile.open(target, "w") as tar:
-        for file in sorted(folder.rglob("*")):
-            tar.add(file, str(file.relative_to(folder)), recursive=False)
-    return str(target)
 
 
 def test_folder(tmp_path):
@@ -91,7 +92,6 @@ def test_thirteen_channels(kind, tmp_path):
     assert all(np.array_equal(image, array.transpose(2, 0, 1)) for (image, _), array in zip(images, arrays))
     found = reasons(source)
     assert list(found) == ["a/9.npy", "b/9.npy"] and "(6, 5, 12)" in found["b/9.npy"]
-    assert ".npy" not in get_img_extensions()  # timm's own setting is as before
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 13])
@@ -198,7 +198,7 @@ def test_torchvisions_folder(tmp_path):
     (folder / "bee" / "3.png").write_bytes(odd_pictures()["grey16.png"])
     source = open_dataset(tmp_path, split="validation", name="torch/image_folder")
     assert source.class_names == ["ant", "bee"]
-    assert reasons(source) == {"image 4": "empty, or not an image"}
+    assert reasons(source) == {"bee/2.jpg": "empty, or not an image"}
     assert np.array_equal(np.asarray(source.image(5)[0]), opened(odd_pictures()["grey16.png"]))
 
 
@@ -245,13 +245,6 @@ def test_a_class_without_validation_images_renumbers_nothing(tmp_path):
             open_dataset(tmp_path, split="train", class_map={"ant": 0, "cat": 1})
 
 
-def test_classes_below_other_folders(tmp_path):
-    """timm's classes are the innermost folders."""
-    write_folder(tmp_path / "train" / "insects", ["ant", "bee"], each=1)
-    source = open_dataset(tmp_path, split="train", class_map={"ant": 1, "bee": 0})
-    assert contents(source) == [(0, 1), (1, 0)]
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -259,13 +252,13 @@ def test_classes_below_other_folders(tmp_path):
         ({"root": "images", "split": "tset"}, "unknown split 'tset'. Did you mean 'test'"),
         ({"root": "arrays", "split": "train"}, "unknown split 'train'.* Valid: test"),
         ({"root": "images", "split": "empty"}, "holds no image"),
-        ({"root": "images", "split": "bare"}, "timm cannot read the images .*Found 0 images"),
+        ({"root": "images", "split": "bare"}, "bare holds no image"),
         ({"root": "images", "name": "wsd/"}, "unknown reader 'wsd'. Did you mean 'wds'"),
         ({"root": "images", "name": "wds/"}, "has no _info.json. Expected one"),
         ({"root": "images", "name": "torch/mnist"}, "timm cannot read torch/mnist"),
         ({"root": "images", "name": "torch/mnist", "channels": 13}, "1, 3 or 4 channels"),
         ({"root": "images", "limit": 0}, "at least 1"),
-        ({"root": "images", "class_map": "none.txt"}, "cannot read the class map none.txt"),
+        ({"root": "images", "class_map": "none.txt"}, "cannot read none.txt: No such file"),
         ({"root": "file.txt", "split": ""}, "neither a folder"),
     ],
     ids=str,
@@ -285,10 +278,10 @@ def test_nothing_to_read(options, said, tmp_path):
 def test_no_permission_to_look(tmp_path, monkeypatch):
     write_folder(tmp_path / "train", each=1)
 
-    def refuse(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(DataError, match=re.escape(f"cannot read {tmp_path / 'train'}: Permission denied")):
         open_dataset(tmp_path, split="train")
 
@@ -299,12 +292,6 @@ def test_labels_beyond_the_network(tmp_path):
     source.check_classes(3)
     with pytest.raises(DataError, match="the data have 3 classes, the network 2"):
         source.check_classes(2)
-
-
-def test_hidden_folders_are_no_classes(tmp_path):
-    write_folder(tmp_path / "train", each=1)
-    (tmp_path / "train" / ".cache").mkdir()
-    assert open_dataset(tmp_path, split="train").class_names == ["ant", "bee"]
 
 
 def test_open_files_are_closed(tmp_path, recwarn):

@@ -10,8 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from . import backends, fit, info, predict, validate
+from .options import Parser
 
 VERBS = {"fit": fit, "validate": validate, "predict": predict, "info": info, "backends": backends}
 
@@ -26,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["fit"]:
             return fit.main(argv[1:])
+        if not argv:
+            _parser().print_help(sys.stderr)
+            return 2
         args = _parser().parse_args(argv)
         status = args.run(args)
         sys.stdout.flush()
@@ -39,9 +44,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Version(argparse.Action):
+    """Prints the versions that a report of a fault needs."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from .fields import version as own
+
+        found = [f"ganglion {own()}"]
+        for name in ("torch", "timm", "lightning"):
+            try:
+                found.append(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                found.append(f"no {name}")
+        print(", ".join([*found, f"Python {sys.version.split()[0]}"]))
+        sys.exit(0)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ganglion", description="VMamba and SparX: backbones that scan.")
-    verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
+    parser = Parser(prog="ganglion", description="VMamba and SparX: backbones that scan.")
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the versions")
+    verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True, parser_class=Parser)
     for name, module in VERBS.items():
         summary = (module.__doc__ or "").partition("\n")[0]
         verb = verbs.add_parser(name, help=summary, description=summary)

@@ -1,25 +1,90 @@
 """Train a network: a recipe, and whatever you change in it.
 
-The arguments are read by Lightning's command line, which takes them from the classes that they build.
+The arguments are read by Lightning's command line, which takes them from the classes that they build. Help, and what is
+wrong with names and kinds of values, comes from the sources of these classes, before anything slow is imported.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
+
+from .options import say_loading
+
+USAGE = "usage: ganglion fit --config RECIPE.yaml [--FIELD VALUE ...]"
+
+DESCRIPTION = """\
+Train a network.
+
+    ganglion fit --config recipes/finetune/folder.yaml --data.root DIR
+    ganglion fit --config RECIPE.yaml --optimizer.lr 5e-4 --trainer.max_epochs 30
+    ganglion fit --model.name vmamba_nano --data.root DIR --output runs/one
+    ganglion fit --resume            # goes on with the run that was written to last
+    ganglion fit --resume runs/one   # goes on with that one, as its first command does
+
+Every field of a recipe is an option; options override the recipe. Ctrl-C and SIGTERM
+write a checkpoint before they end the run.
+"""
+
+_OWN = """\
+  -h, --help                    show this help
+  -c, --config RECIPE.yaml      a recipe; a second one overrides fields of the first
+  --print_config                show the recipe that comes out, and do nothing
+"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `ganglion fit` with the arguments after the verb. Returns the exit status."""
     missing = [name for name in ("lightning", "jsonargparse") if importlib.util.find_spec(name) is None]
     if missing:
-        print(
-            f"ganglion fit: error: {' and '.join(missing)} not installed: pip install 'ganglion[train]'",
-            file=sys.stderr,
-        )
+        return _fail(f"{' and '.join(missing)} not installed: pip install 'ganglion[train]'")
+    if not argv:
+        print(f"{USAGE}\n\n{DESCRIPTION}\nganglion fit --help lists every field.", file=sys.stderr)
         return 2
+
+    from .recipe import RecipeError, check
+
+    if "-h" in argv or "--help" in argv:
+        print(help(list(argv)))
+        return 0
+    try:
+        check(argv)
+    except RecipeError as error:
+        return _fail(error)
+    say_loading("PyTorch, timm and Lightning")
 
     from ganglion.tasks.fit import main
 
     return main(list(argv))
+
+
+def _fail(error: object) -> int:
+    print(f"ganglion fit: error: {error}", file=sys.stderr)
+    return 2
+
+
+def help(argv: Sequence[str] = ()) -> str:
+    """Every option, with its default. argv: may name a task by `--task`."""
+    from . import fields
+
+    names = fields.task_names()
+    asked = [value for word, value in zip(argv, argv[1:], strict=False) if word == "--task" and value in names]
+    task = asked[-1] if asked else "classification"
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    lines = [USAGE, "", DESCRIPTION, "options:", _OWN.rstrip()]
+    for group in fields.groups(task):
+        if group.name:
+            lines += ["", f"{group.name}: {group.title}"]
+        for field in group.fields:
+            shown = "required" if field.default is None else repr("") if field.default == "" else field.default
+            left, right = f"  --{field.name} {field.metavar}", f"{field.help} [{shown}]"
+            wrapped = textwrap.wrap(right, width - 32)
+            if len(left) > 30:
+                lines.append(left)
+                left = ""
+            lines += [f"{start:<32}{text}".rstrip() for start, text in zip([left] + [""] * len(wrapped), wrapped)]
+    lines += ["", "null is none. The fields of a class that an option of the trainer names: --trainer.callbacks.help CLASS"]
+    return "\n".join(lines)

@@ -10,7 +10,6 @@ Every field of a recipe is an option of the command and the other way round. A r
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -34,23 +33,13 @@ from .averaging import EMA
 from .checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted, last_good, list_checkpoints
 from .export import export
 from .guard import Guard
+from .messages import in_options, parser_error
 from .optimization import OptimizerConfig, ScheduleConfig
 from .progress import Progress
 from .task import Task, TrainingError, rank_of_environment
 
 #: What can be trained: its module in this package, its task, its data.
 TASKS = {"classification": ("classification", "Classification", "ClassificationData")}
-
-_DESCRIPTION = """\
-Train a network.
-
-    ganglion fit --config recipes/cifar10/sparx_mamba_nano.yaml --data.root DIR
-    ganglion fit --config RECIPE.yaml --optimizer.lr 5e-4 --trainer.max_epochs 30 --output runs/one
-    ganglion fit --resume            # goes on with the run that was written to last
-    ganglion fit --resume runs/one   # goes on with that one; so does the command that began it
-
-Every field of a recipe is an option; options override the recipe, and --print_config shows the outcome. Ctrl-C and
-SIGTERM write a checkpoint before they end the run. More on any field: the groups below; --trainer.* are Lightning's."""
 
 _DEFAULTS = {
     "trainer.max_epochs": 10,
@@ -74,10 +63,6 @@ _FREE = (
 )
 
 
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description."""
-
-
 class FitCLI(LightningCLI):
     """The parser of `ganglion fit`. Everything is instantiated at construction; `run()` trains."""
 
@@ -88,22 +73,20 @@ class FitCLI(LightningCLI):
             data,
             run=False,
             save_config_callback=None,
-            seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={
-                "prog": "ganglion fit",
-                "usage": "ganglion fit --config RECIPE.yaml [--FIELD VALUE ...]",
-                "description": _DESCRIPTION,
-                "formatter_class": _HelpFormatter,
-            },
+            parser_kwargs={"prog": "ganglion fit", "exit_on_error": False},
         )
 
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Nothing: `add_arguments_to_parser` adds them among the others, in the order of the help."""
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Nothing, as above."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--task", default="classification", help=f"what is trained: {', '.join(TASKS)}")
+        parser.add_argument("--seed_everything", type=int, default=0, help="where all randomness comes from")
+        parser.add_argument("--task", default="classification", help="what is trained")
         parser.add_argument("--output", default="outputs/fit", help="the run's folder")
         parser.add_argument(
             "--resume",
@@ -122,8 +105,8 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.link_arguments("optimizer", "model.optimizer", apply_on="instantiate")
         parser.link_arguments("schedule", "model.schedule", apply_on="instantiate")
-        parser.link_arguments("seed_everything", "model.seed", _whole)
-        parser.link_arguments("seed_everything", "data.seed", _whole)
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
         parser.set_defaults(_DEFAULTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -218,6 +201,9 @@ def main(argv: Sequence[str]) -> int:
             return 0
         _tell(f"{stop}\nto go on: ganglion fit --resume {stop.path.parent.parent}")
         return 128 + stop.signum
+    except (ArgumentError, yaml.YAMLError) as error:
+        print(f"ganglion fit: error: {in_options(parser_error(str(error)), argv)}", file=sys.stderr)
+        return 2
     except (
         TrainingError,
         CheckpointError,
@@ -227,7 +213,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError,
         torch.OutOfMemoryError,
     ) as error:
-        print(f"ganglion fit: error: {error}", file=sys.stderr)
+        print(f"ganglion fit: error: {in_options(str(error), argv)}", file=sys.stderr)
         return 1
     return 0
 
@@ -304,12 +290,6 @@ def _whole_network(task: Task) -> torch.nn.Module:
     network = task.build()
     network.load_state_dict(weights)
     return network
-
-
-def _whole(seed: bool | int) -> int:
-    if isinstance(seed, bool):
-        raise ValueError(f"seed_everything is {seed}: expected a whole number")
-    return seed
 
 
 def _listed(value: Any) -> list:

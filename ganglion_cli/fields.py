@@ -1,7 +1,7 @@
 """The options of `ganglion fit`, read from the sources of the classes that they build.
 
-Importing those classes brings PyTorch and Lightning, which takes seconds. Their signatures and docstrings are text, which
-takes a tenth of one: so help, and errors in names and values, come at once, and cannot differ from the classes.
+Importing those classes brings PyTorch and Lightning, which takes seconds. Their signatures and docstrings are text,
+read in a tenth of one: so help, and errors in names and values, come at once, and cannot differ from the classes.
 `FitCLI.add_arguments_to_parser` says which classes there are.
 """
 
@@ -42,7 +42,14 @@ class Field:
         """For example FLOAT, {true,false}, INT|FLOAT, or the label if there is one."""
         if self.label:
             return self.label
-        names = {"int": "INT", "float": "FLOAT", "str": "TEXT", "bool": "{true,false}", "list": "LIST", "dict": "MAP"}
+        names = {
+            "int": "INT",
+            "float": "FLOAT",
+            "str": "TEXT",
+            "bool": "{true,false}",
+            "list": "LIST",
+            "dict": "MAP",
+        }
         shown = [
             "{" + ",".join(map(str, kind)) + "}" if isinstance(kind, tuple) else names.get(kind, "VALUE")
             for kind in self.kinds
@@ -121,7 +128,8 @@ def groups(task: str) -> tuple[Group, ...]:
             continue
         kept = [field for field in group.fields if field.name not in hidden]
         kept = [
-            replace(field, default=_text(defaults[field.name])) if field.name in defaults else field for field in kept
+            replace(field, default=_text(defaults[field.name])) if field.name in defaults else field
+            for field in kept
         ]
         shown.append(replace(group, fields=tuple(kept)))
     return tuple(shown)

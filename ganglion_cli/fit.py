@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 
 from .options import say_loading
 
@@ -20,18 +21,18 @@ DESCRIPTION = """\
 Train a network.
 
     ganglion fit --config recipes/finetune/folder.yaml --data.root DIR
-    ganglion fit --config RECIPE.yaml --optimizer.lr 5e-4 --trainer.max_epochs 30
+    ganglion fit --config RECIPE.yaml --optimizer.lr 5e-4 --trainer.max_epochs 9
     ganglion fit --model.name vmamba_nano --data.root DIR --output runs/one
-    ganglion fit --resume            # goes on with the run that was written to last
-    ganglion fit --resume runs/one   # goes on with that one, as its first command does
+    ganglion fit --resume            # goes on with the last run
+    ganglion fit --resume runs/one   # goes on with that one
 
-Every field of a recipe is an option; options override the recipe. Ctrl-C and SIGTERM
-write a checkpoint before they end the run.
+Every field of a recipe is an option; options override the recipe. Ctrl-C and
+SIGTERM write a checkpoint before they end the run.
 """
 
 _OWN = """\
   -h, --help                    show this help
-  -c, --config RECIPE.yaml      a recipe; a second one overrides fields of the first
+  -c, --config RECIPE.yaml      a recipe; a second overrides fields of the first
   --print_config                show the recipe that comes out, and do nothing
 """
 
@@ -71,20 +72,22 @@ def help(argv: Sequence[str] = ()) -> str:
     from . import fields
 
     names = fields.task_names()
-    asked = [value for word, value in zip(argv, argv[1:], strict=False) if word == "--task" and value in names]
+    asked = [value for word, value in pairwise(argv) if word == "--task" and value in names]
     task = asked[-1] if asked else "classification"
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
     lines = [USAGE, "", DESCRIPTION, "options:", _OWN.rstrip()]
     for group in fields.groups(task):
         if group.name:
-            lines += ["", f"{group.name}: {group.title}"]
+            lines += ["", *textwrap.wrap(f"{group.name}: {group.title}", width)]
         for field in group.fields:
-            shown = "required" if field.default is None else repr("") if field.default == "" else field.default
+            shown = "required" if field.default is None else field.default or "''"
             left, right = f"  --{field.name} {field.metavar}", f"{field.help} [{shown}]"
             wrapped = textwrap.wrap(right, width - 32)
             if len(left) > 30:
                 lines.append(left)
                 left = ""
-            lines += [f"{start:<32}{text}".rstrip() for start, text in zip([left] + [""] * len(wrapped), wrapped)]
-    lines += ["", "null is none. The fields of a class that an option of the trainer names: --trainer.callbacks.help CLASS"]
+            lines += [
+                f"{start:<32}{text}".rstrip() for start, text in zip([left] + [""] * len(wrapped), wrapped)
+            ]
+    lines += ["", "null: none. On one of Lightning's classes: --trainer.callbacks.help CLASS"]
     return "\n".join(lines)

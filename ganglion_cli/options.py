@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
             choice = message.partition("invalid choice: ")[2].partition(" (choose from")[0].strip("'")
             choices = [str(c) for action in self._actions for c in action.choices or ()]
             message += nearest(choice, choices)
-        print(f"{self.prog}: error: {message.rstrip(".")} (more: {self.prog} --help)", file=sys.stderr)
+        print(f"{self.prog}: error: {message.rstrip('.')} (more: {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

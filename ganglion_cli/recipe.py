@@ -128,17 +128,18 @@ class Table:
         raise RecipeError(f"{written}: there is no such field.{self._nearest(name)}")
 
     def _nearest(self, name: str) -> str:
-        """The fields that may be meant: of that name elsewhere, spelt alike, or what the name abbreviates."""
+        """The fields that may be meant: of that name elsewhere, begun or abbreviated by it, or spelt alike."""
         name = name.replace("-", "_")
         group, _, last = name.rpartition(".")
         same = [self._short[last]] if last in self._short else []
+        same += [known for known in self.fields if known.startswith(name)]
         within = [known for known in self.fields if known.startswith(f"{group}.")] if group else []
         same += [known for known in within or self.fields if _abbreviates(last, known.rpartition(".")[2])]
         hint = nearest(name, self.fields, first=same)
         return hint or nearest(last, self._short, others=self._short)
 
     def inside(self, name: str, value: str | None) -> tuple[str, dict[str, Any]] | None:
-        """What an option holds that names a group, `--optimizer '{lr: 1}'` or a file: where it stands, and its fields."""
+        """What an option holds that names a group, `--optimizer '{lr: 1}'` or a file: where it is, and its fields."""
         if name not in self.groups or value is None:
             return None
         if isinstance(parsed := _parsed(value), dict):
@@ -161,25 +162,31 @@ class Table:
             group = self.groups.get(given.name)
             if group is not None:
                 some = [f.name.rpartition(".")[2] for f in group.fields[:3]]
-                example = f"--{given.name}.{some[0]} {given.value}" if not given.where else f"{{{some[0]}: ...}}"
+                example = (
+                    f"--{given.name}.{some[0]} {given.value}" if not given.where else f"{{{some[0]}: ...}}"
+                )
                 raise RecipeError(f"{given}: expected fields ({', '.join(some)}, ...), as in {example}")
             return
         value = given.value
         if field.flag or (value is None and not given.where):
             return
         if not given.where:
-            value = _parsed(value)
+            value = _parsed(str(value))
         if any(_fits(value, kind, text=not given.where) for kind in field.kinds):
             return
         choices = [str(choice) for kind in field.kinds if isinstance(kind, tuple) for choice in kind]
         expected = [_EXPECTED[kind] for kind in field.kinds if not isinstance(kind, tuple)]
-        raise RecipeError(f"{given}: expected {_either([*choices, *expected])}.{nearest(str(value), choices)}")
+        raise RecipeError(
+            f"{given}: expected {_either([*choices, *expected])}.{nearest(str(value), choices)}"
+        )
 
     def check_complete(self, seen: set[str]) -> None:
         """Raise RecipeError if a field without a default is not among those given."""
         for field in self.fields.values():
             if field.default is None and field.name not in seen:
-                raise RecipeError(f"{field.name} is missing: give --{field.name} {field.metavar} ({field.help})")
+                raise RecipeError(
+                    f"{field.name} is missing: give --{field.name} {field.metavar} ({field.help})"
+                )
 
 
 def _words(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -188,7 +195,9 @@ def _words(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     while words:
         word = words.pop(0)
         if not word.startswith("-") or word == "-":
-            hint = f"a recipe is named by --config {word}" if word.endswith((".yaml", ".yml", ".json")) else ""
+            hint = (
+                f"a recipe is named by --config {word}" if word.endswith((".yaml", ".yml", ".json")) else ""
+            )
             raise RecipeError(f"{word!r} belongs to no option: {hint or 'expected --FIELD VALUE'}")
         name, equals, value = word.partition("=")
         name = name.lstrip("-").rstrip("+")

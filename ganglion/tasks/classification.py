@@ -226,6 +226,7 @@ class ClassificationData(pl.LightningDataModule):
         train_split: name of the training images' split.
         val_split: name of the validation images' split. null: no validation.
         batch_size: images per device and forward pass.
+        val_batch_size: likewise, in validation. null: batch_size.
         workers: processes per device that read and augment. 0: the main process does.
         img_size: side of the images in pixels. null: the network's own.
         crop_pct: evaluation resizes to img_size / crop_pct and cuts the centre out. null: the network's own.

@@ -243,11 +243,12 @@ def _resume(argv: list[str]) -> list[str]:
 def _task(argv: Sequence[str]) -> tuple[type[Task], type[LightningDataModule]]:
     """The classes of the task that the arguments, or the recipes they name, choose."""
     name = "classification"
-    for word, value in zip(argv, [*argv[1:], ""], strict=True):
+    for i, word in enumerate(argv):
         option, equals, rest = word.partition("=")
-        value = rest if equals else value
+        value = rest if equals else "".join(argv[i + 1 : i + 2])
         if option in ("--config", "-c") and Path(value).is_file():
-            name = (yaml.safe_load(Path(value).read_text()) or {}).get("task", name)
+            recipe = yaml.safe_load(Path(value).read_text())
+            name = recipe.get("task", name) if isinstance(recipe, dict) else name
         elif option == "--task":
             name = value
     if name not in TASKS:

@@ -50,7 +50,9 @@ def parser_error(message: str) -> str:
     reasons = []
     for line in re.sub(r"\.? ?(?:Given|Got) value: .*", "", text).splitlines():
         line = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", line.strip(" -")).replace("typing.", "")
-        if not re.match(r"(Does not validate|Subtypes:|Errors:|Given value type|Expected a NoneType|$)", line):
+        if not re.match(
+            r"(Does not validate|Subtypes:|Errors:|Given value type|Expected a NoneType|$)", line
+        ):
             reasons.append(re.sub(r"^Expected an? (.*)", r"expected \1", line))
     return (f"{key} is {value}: " if given else f"{key}: ") + "; ".join(dict.fromkeys(reasons))
 

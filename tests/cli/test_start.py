@@ -8,7 +8,9 @@ import sys
 import types
 
 import pytest
+import torch
 
+import ganglion
 from ganglion_cli import VERBS, main
 
 SLOW = ("torch", "torchvision", "timm", "lightning", "matplotlib", "numpy", "ganglion")
@@ -22,6 +24,11 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
     ("argv", "status"),
     [
         (["--help"], 0),
+        (["--version"], 0),
+        (["fit", "--help"], 0),
+        (["fit"], 2),
+        (["fit", "--optimizer.learning_rate", "1"], 2),
+        (["fit", "--config", "there/is/no/recipe.yaml"], 2),
         (["predict", "--help"], 0),
         (["validate", "--help"], 0),
         (["info", "--help"], 0),
@@ -39,7 +46,7 @@ def test_help_and_errors_in_arguments_come_without_the_libraries(argv, status):
 import sys
 from ganglion_cli import main
 try:
-    main({argv!r})
+    sys.exit(main({argv!r}))
 except SystemExit as stop:
     loaded = [name for name in {SLOW!r} if name in sys.modules]
     print(*loaded, file=sys.stderr)
@@ -54,13 +61,15 @@ def test_help_lists_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    assert list(VERBS) == ["fit", "validate", "predict", "info", "backends"]
+    assert list(VERBS)[:5] == ["fit", "validate", "predict", "info", "backends"]
     for name, module in VERBS.items():
         assert f"    {name} " in out
         assert module.__doc__.split()[0] in out
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["--config", "a.yaml", "--model.name=x", "--", "-v"]])
+@pytest.mark.parametrize(
+    "argv", [["--resume"], ["--model.name=x", "--data.root", "y", "--trainer.max_steps", "-1"]]
+)
 def test_fit_gets_its_arguments_as_they_are(monkeypatch, argv):
     seen = []
     fit = types.ModuleType("ganglion.tasks.fit")
@@ -68,6 +77,39 @@ def test_fit_gets_its_arguments_as_they_are(monkeypatch, argv):
     monkeypatch.setitem(sys.modules, "ganglion.tasks.fit", fit)
     assert main(["fit", *argv]) == 7
     assert seen == [argv]
+
+
+def test_version():
+    done = python("-m", "ganglion_cli", "--version")
+    assert done.stdout.startswith(f"ganglion {ganglion.__version__}, torch {torch.__version__.split('+')[0]}")
+
+
+def test_fit_says_what_it_loads():
+    code = (
+        "import sys; from ganglion_cli.options import say_loading as say; say('it'); import torch; say('it')"
+    )
+    assert python("-c", code).stderr == "loading it ...\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["prdict"], "Did you mean predict?"),
+        (
+            ["predict", "a.jpg", "--chekpoint", "b"],
+            "there is no option --chekpoint. Did you mean --checkpoint?",
+        ),
+        (["predict", "a.jpg", "--check", "b"], "there is no option --check"),  # nothing is guessed
+        (["info", "x", "--imgsize", "3"], "Did you mean --img-size?"),
+        (["backends", "extra"], "unexpected 'extra'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_name_the_right_ones(argv, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and said in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["lightning", "jsonargparse"])

@@ -1,0 +1,132 @@
+"""Mistakes in the arguments and recipes of `ganglion fit`: a line that names the option as it was written, and the
+right one, before anything slow is imported."""
+
+from __future__ import annotations
+
+import pytest
+
+from ganglion_cli.recipe import RecipeError, check
+
+GOOD = ["--model.name", "test_vmamba", "--data.root", "images"]
+
+
+def said(argv: list[str]) -> str:
+    with pytest.raises(RecipeError) as error:
+        check(argv)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 300
+    return message
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--optimizer.lr", "1e-3"],
+        ["--optimizer.lr=5e-4", "--optimizer.betas", "[0.9, 0.95]", "--optimizer.eps", "null"],
+        ["--model.model_args.scan", "bidi"],
+        ["--model.model_args", "{scan: bidi}"],
+        ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"],
+        ["--trainer.callbacks+", "Timer"],
+        ["--trainer.callbacks.help", "EarlyStopping"],
+        ["--trainer.max_steps", "-1"],
+        ["--model.mixing", "{mixup: 0.8}"],
+        ["--data.class_map", "12"],
+        ["--data.name", ""],
+        ["--resume"],
+        ["--print_config"],
+        ["--print_config=skip_default"],
+        ["--seed_everything", "3"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_right_passes(argv):
+    check([*GOOD, *argv])
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--optimizer.learning_rate", "1"], ["--optimizer.learning_rate", "optimizer.lr"]),
+        (["--optimizer.lrr=1"], ["--optimizer.lrr:", "optimizer.lr"]),
+        (["--lr", "1"], ["--lr:", "optimizer.lr"]),
+        (["--batch-size", "8"], ["--batch-size:", "data.batch_size"]),
+        (["--epochs", "8"], ["--epochs:", "trainer.max_epochs"]),
+        (["--optim.lr", "8"], ["--optim.lr:", "optimizer.lr"]),
+        (["--trainer.calbacks", "x"], ["trainer.callbacks"]),
+        (["--schedule.nam", "cosine"], ["schedule.name"]),  # not taken for an abbreviation
+        (["--seed", "1"], ["seed_everything"]),
+        (
+            ["--model.mixing", "{mixupp: 1}"],
+            ["--model.mixing: model.mixing.mixupp", "Did you mean model.mixing.mixup"],
+        ),
+        (["--optimizer.lr", "fast"], ["--optimizer.lr fast: expected a number"]),
+        (["--data.batch_size", "1.5"], ["--data.batch_size 1.5: expected a whole number"]),
+        (["--seed_everything", "true"], ["--seed_everything true: expected a whole number"]),
+        (["--model.pretrained", "yess"], ["expected true or false"]),
+        (["--optimizer.betas", "0.9"], ["expected a list or null"]),
+        (["--optimizer.decay", "publshed"], ["published or corrected", "Did you mean published?"]),
+        (["--optimizer.lr"], ["--optimizer.lr: expected a value"]),
+        (["--model.model_args", "bidi"], ["--model.model_args bidi: expected a mapping"]),
+        (["--task", "clasification"], ["Did you mean classification?"]),
+        (["recipe.yaml"], ["--config recipe.yaml"]),
+        (["--trainer", "8"], ["--trainer 8: expected fields"]),
+        (["-lr", "8"], ["-lr"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_mistakes_on_the_command_line(argv, parts):
+    message = said([*GOOD, *argv])
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("model: {name: x\n data: y\n", ["line 2", "no YAML"]),
+        ("just words", ["expected fields", "'just words'"]),
+        ("- a\n- b\n", ["expected fields"]),
+        ("\x00\x01", ["no YAML"]),
+        ("optimizer: {learning_rate: 1}", ["optimizer.learning_rate", "optimizer.lr"]),
+        ("optimiser: {lr: 1}", ["optimiser", "optimizer"]),
+        ("optimizer: adamw", ["optimizer is 'adamw'", "{name: ...}"]),
+        ("schedule: {name: cosin}", ["schedule.name is 'cosin'", "Did you mean cosine?"]),
+        ("trainer: {max_epochs: many}", ["trainer.max_epochs is 'many'", "a whole number"]),
+        ("model: {mixing: {mixup: high}}", ["model.mixing.mixup is 'high'", "a number"]),
+        ("task: detection", ["task is 'detection'", "classification"]),
+        ("data: {batch_size: [8]}", ["data.batch_size is [8]"]),
+        ("3: 4", ["3"]),
+    ],
+)
+def test_mistakes_in_a_recipe(text, parts, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    message = said([*GOOD, "--config", str(recipe)])
+    assert str(recipe) in message and all(part in message for part in parts), message
+
+
+def test_a_recipe_of_bytes(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x81")
+    assert "no text" in said(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    message = said(["--config", str(tmp_path / "recipes.yaml")])
+    assert "there is no recipe" in message and f"Did you mean {tmp_path / 'recipe.yaml'}?" in message
+    assert "is a folder" in said(["--config", str(tmp_path)])
+
+
+def test_what_has_to_be_given():
+    assert "model.name is missing: give --model.name" in said(["--data.root", "x"])
+    assert "data.root is missing: give --data.root" in said(["--model.name", "x"])
+    check(["--resume"])
+
+
+def test_every_recipe_of_ours_passes():
+    from pathlib import Path
+
+    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
+    assert len(recipes) > 10
+    for recipe in recipes:
+        check(["--config", str(recipe), "--data.root", "x", "--model.name", "y"])

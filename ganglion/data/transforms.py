@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean as average
@@ -21,10 +22,14 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2 as T
 
 from ..config import check_literals, check_range
+from ..errors import unknown
 from .decode import MODES, Raw
 from .types import DataError
 
 Transform = Callable[[Raw], torch.Tensor]
+
+#: timm's policies, what the word before the first hyphen may be.
+_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,8 @@ class Augmentation:
         check_literals(self)
         for name in ("hflip", "vflip", "re_prob"):
             check_range(f"Augmentation.{name}", getattr(self, name), 0, 1)
+        if self.auto_augment is not None:
+            _check_policy(self.auto_augment)
 
 
 def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> Transform:
@@ -141,11 +148,31 @@ def _geometry(a: Augmentation, height: int, width: int) -> list[Any]:
 
 def _colours(a: Augmentation, side: int, mean: tuple[float, ...]) -> list[Any]:
     if a.auto_augment is not None:
-        makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
-        make: Any = makers.get(a.auto_augment.partition("-")[0], auto_augment_transform)
         fill = {"translate_const": round(0.45 * side), "img_mean": tuple(round(255 * m) for m in mean)}
-        return [make(a.auto_augment, fill)]
+        return [_policy(a.auto_augment, fill)]
     return [T.ColorJitter(*[a.color_jitter] * 3)] if a.color_jitter else []
+
+
+def _policy(name: str, parameters: dict[str, Any]) -> Any:
+    """timm's policy of that name. Its errors are of many types."""
+    makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+    make: Any = makers.get(name.partition("-")[0], auto_augment_transform)
+    return make(name, parameters)
+
+
+def _check_policy(name: str) -> None:
+    """Raise ValueError unless timm knows the policy and all of its sections; it ignores those without a number."""
+    kind, *sections = name.split("-")
+    try:
+        if bare := [section for section in sections if not re.match(r"[a-z]+\d", section)]:
+            raise ValueError(f"there is no number in the section {bare[0]!r}")
+        _policy(name, {"translate_const": 1, "img_mean": (0, 0, 0)})
+    except (AssertionError, LookupError, TypeError, ValueError) as error:
+        why = unknown("policy", kind, _POLICIES) if kind not in _POLICIES else f"{error}."
+        raise ValueError(
+            f"Augmentation.auto_augment is {name!r}: {why} Expected for example rand-m9-mstd0.5-inc1, augmix-m3 "
+            "or original"
+        ) from error
 
 
 def _statistics(data_config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

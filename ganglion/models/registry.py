@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any, TypeVar
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg
 
 from ..config import override
+from ..errors import unknown
 from .backbone import Backbone
 from .checkpoint import checkpoint_filter_fn
 
 Network = TypeVar("Network", bound=Backbone)
+
+#: Arguments that timm takes out before the network is made.
+_TIMMS = inspect.signature(build_model_with_cfg).parameters.keys() | {
+    "features_only",
+    "out_indices",
+    "feature_cls",
+}
 
 
 def default_cfg(**kwargs: Any) -> dict[str, Any]:
@@ -34,8 +44,12 @@ def default_cfg(**kwargs: Any) -> dict[str, Any]:
 def build(network: type[Network], variant: str, pretrained: bool, config: Any, **kwargs: Any) -> Network:
     """The network named `variant`. Fields of its configuration among `kwargs` override those of `config`.
 
-    Raises TypeError for arguments that neither the configuration nor the network has.
+    Raises TypeError, naming the nearest right ones, for arguments that neither the configuration nor the network has.
     """
+    own = {field.name for field in dataclasses.fields(config)}
+    own |= inspect.signature(network.__init__).parameters.keys() - {"self", "config"}
+    for name in kwargs.keys() - own - _TIMMS:
+        raise TypeError(f"{variant}: {unknown('argument', name, own)}")
     return build_model_with_cfg(
         network,
         variant,

@@ -69,7 +69,7 @@ class ScheduleConfig:
     Args:
         name: schedule.
         per: change the learning rate at every optimizer step or at every epoch.
-        warmup_epochs: epochs of linear rise from `warmup_lr`.
+        warmup_epochs: epochs of linear rise from `warmup_lr`. null: a tenth of the run, at most 5.
         warmup_lr: learning rate of the first step.
         warmup_prefix: the schedule proper begins after the warm-up, at the peak. Otherwise the warm-up hides its begin.
         min_lr: learning rate at the end of the schedule.
@@ -81,7 +81,7 @@ class ScheduleConfig:
 
     name: Literal["cosine", "step", "multistep", "poly", "constant"] = "cosine"
     per: Literal["step", "epoch"] = "step"
-    warmup_epochs: float = 5
+    warmup_epochs: float | None = None
     warmup_lr: float = 1e-6
     warmup_prefix: bool = True
     min_lr: float = 1e-5
@@ -92,6 +92,13 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
+
+    def warmup_of(self, epochs: float) -> float:
+        """Epochs of warm-up in a run of `epochs`. By epochs, which are whole, a short run has none."""
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs
+        tenth = min(5.0, (epochs - self.cooldown_epochs) / 10)
+        return tenth if self.per == "step" else math.floor(tenth)
 
 
 def build_optimizer(
@@ -143,17 +150,19 @@ def build_schedule(
     def length(of_epochs: float) -> int:
         return round(of_epochs * updates_per_epoch) if by_step else math.ceil(of_epochs)
 
-    aside = config.cooldown_epochs + (config.warmup_epochs if config.warmup_prefix else 0)
+    warmup = config.warmup_of(epochs)
+    aside = config.cooldown_epochs + (warmup if config.warmup_prefix else 0)
     if length(epochs) - length(aside) < 1:
         raise ValueError(
-            f"ScheduleConfig: warm-up and cool-down take {aside:g} of {epochs:g} epochs: expected fewer"
+            f"schedule: warm-up and cool-down take {aside:g} of {epochs:g} epochs: expected less of "
+            "schedule.warmup_epochs and schedule.cooldown_epochs"
         )
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.name,
         num_epochs=length(epochs) - length(aside),
         cooldown_epochs=length(config.cooldown_epochs),
-        warmup_epochs=length(config.warmup_epochs),
+        warmup_epochs=length(warmup),
         warmup_lr=config.warmup_lr * scale,
         warmup_prefix=config.warmup_prefix,
         min_lr=config.min_lr * scale,

@@ -148,3 +148,27 @@ def test_what_needs_colours(channels, change, said):
 def test_wrong_augmentation(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Augmentation(**wrong)
+
+
+@pytest.mark.parametrize(
+    "name", ["rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2", "original-mstd0.5", "v0r", "3a", "rand"]
+)
+def test_policies_that_there_are(name):
+    assert Augmentation(auto_augment=name).auto_augment == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("foo", "unknown policy 'foo'"),
+        ("", "unknown policy ''"),
+        ("ran-m9", "Did you mean 'rand'"),
+        ("rand-m", "no number in the section 'm'"),  # which timm ignores
+        ("rand-m9-q3", "Unknown RandAugment config section"),
+        ("rand-m9-inc1-", "no number in the section ''"),
+    ],
+)
+def test_policies_that_there_are_not(name, said):
+    with pytest.raises(ValueError, match=said) as error:
+        Augmentation(auto_augment=name)
+    assert str(error.value).startswith(f"Augmentation.auto_augment is {name!r}: ")

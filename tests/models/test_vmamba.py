@@ -145,5 +145,5 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_misspelt_options_are_refused():
-    with pytest.raises(TypeError, match="d_stat"):
+    with pytest.raises(TypeError, match=r"test_vmamba: unknown argument 'd_stat'. Did you mean 'd_state'\?"):
         timm.create_model("test_vmamba", d_stat=2)

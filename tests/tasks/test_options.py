@@ -207,3 +207,29 @@ def test_resume_of_nothing(tmp_path, monkeypatch, capsys):
     assert "--resume FOLDER" in capsys.readouterr().err
     assert fit.main(["--resume", "nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+@pytest.mark.parametrize("updates", [1, 2, 7, 100])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 40, 300])
+def test_the_default_warm_up_fits_every_run(epochs, updates, per):
+    """The peak is reached after a tenth of the run, at most five epochs, and the end is near `min_lr`."""
+    optimizer = AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    config = ScheduleConfig(per=per)
+    schedule = build_schedule(optimizer, config, epochs=epochs, updates_per_epoch=updates)
+    lrs = []
+    for step in range(epochs * updates):
+        schedule.step_update(step) if per == "step" else schedule.step(step // updates)
+        lrs.append(optimizer.param_groups[0]["lr"])
+    assert max(lrs) == pytest.approx(1e-3)
+    assert lrs.index(max(lrs)) <= max(epochs * updates / 10, 0) + 1
+    assert lrs.index(max(lrs)) <= 5 * updates
+    if epochs * updates > 200 and (per == "step" or epochs > 100):
+        assert lrs[-1] < 1.1e-5
+
+
+def test_a_warm_up_that_was_asked_for_is_kept():
+    assert ScheduleConfig(warmup_epochs=7).warmup_of(10) == 7
+    assert ScheduleConfig().warmup_of(10) == 1
+    assert ScheduleConfig().warmup_of(300) == 5
+    assert ScheduleConfig(cooldown_epochs=5).warmup_of(10) == 0.5

@@ -16,6 +16,7 @@ from .models import (
     VMamba,
     VMambaConfig,
     load_checkpoint,
+    read_weights,
 )
 from .ops import Route, backends, scan2d, selective_scan
 
@@ -35,6 +36,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "plot_connections",
+    "read_weights",
     "scan2d",
     "selective_scan",
 ]

@@ -1,10 +1,11 @@
 """The networks. Importing this module registers them with timm."""
 
 from .backbone import Backbone, Stage
-from .checkpoint import CheckpointError, LoadReport, checkpoint_filter_fn, load_checkpoint
+from .checkpoint import LoadReport, checkpoint_filter_fn, load_checkpoint
 from .connections import Plan
 from .sparx import SparX, SparXConfig
 from .vmamba import VMamba, VMambaConfig
+from .weight_files import CheckpointError, read_weights
 
 __all__ = [
     "Backbone",
@@ -18,4 +19,5 @@ __all__ = [
     "VMambaConfig",
     "checkpoint_filter_fn",
     "load_checkpoint",
+    "read_weights",
 ]

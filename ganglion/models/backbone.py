@@ -12,7 +12,7 @@ import torch.fx
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
+from timm.models._manipulate import checkpoint, reinit_non_persistent_buffers
 from torch import Tensor, nn
 
 from .connections import STAGE_INPUT, Plan
@@ -100,6 +100,17 @@ def resize_like(embed: Tensor, x: Tensor) -> Tensor:
     return F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
 
 
+def _restore_buffers(model: nn.Module, incompatible_keys: Any) -> None:
+    """Compute the buffers that state dicts leave out: of a model made on the meta device they hold no values yet."""
+    device = next((p.device for p in model.parameters() if not p.is_meta), None)
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module.get_buffer(name)
+            if buffer.is_meta and device is not None:
+                setattr(module, name, torch.empty_like(buffer, device=device))
+    reinit_non_persistent_buffers(model)
+
+
 class Backbone(nn.Module):
     """Stem, stages, norm, pooling head: timm's model contract over any stages.
 
@@ -143,6 +154,7 @@ class Backbone(nn.Module):
             dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
         )
         self.out_norms = nn.ModuleList(out_norms if out_norms is not None else [])
+        self.register_load_state_dict_post_hook(_restore_buffers)
 
     @torch.jit.ignore  # pyright: ignore
     def no_weight_decay(self) -> set[str]:

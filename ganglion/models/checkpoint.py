@@ -1,64 +1,27 @@
-"""Loading weights: from a file, a URL or a state dict, in the published names or ours.
+"""Loading weights into a network: from a file, a URL or a state dict, in the published names or ours.
 
-A file is read as data only: safetensors, or torch's `weights_only` unpickler. Everything is converted and
-checked before the first value of the model changes.
+Everything is converted and checked before the first value of the model changes.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
-import pickle
-import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import chain
 from typing import Any, Literal, get_args
-from urllib.error import URLError
-from urllib.parse import urlparse
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import unknown
 from . import official
 from .backbone import Backbone
-
-Weights = Literal["auto", "raw", "ema"]
-
-#: Entries of a training file that hold weights. Lightning's EMA puts the averages into `state_dict`.
-_RAW = ("current_model_state", "model", "state_dict")
-_EMA = ("model_ema", "state_dict_ema", "ema_state_dict")
-
-#: The first layer of a network, ours or published, behind what wraps it (`module.`, `backbone.`, ...).
-_FIRST_LAYER = re.compile(r"(?P<prefix>(?:[^.]+\.)*?)(?:stem\.0\.|patch_embed\.(?:0|proj)\.)")
-
-#: Classes that training files hold beside the weights. They are read as empty placeholders and dropped.
-_BYSTANDERS = (
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy.ndarray",
-    "numpy.dtype",
-)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or that does not fit the model. The model is unchanged.
-
-    report: what matched and what did not, when the file could be read; else None.
-    """
-
-    def __init__(self, message: str, report: LoadReport | None = None):
-        super().__init__(message)
-        self.report = report
+from .state_dicts import Weights, find_network, plain_name, shorten
+from .weight_files import CheckpointError, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,30 +42,58 @@ class LoadReport:
 
     layout: whose names the file uses.
     loaded: the model's tensors that took the file's values.
+    adapted: those of them that were brought into the model's shape by computation: position embeddings of another
+        size, and (strict=False) the first layer for another number of input channels.
     missing: those that the file does not have; misshapen: those that it has in another shape. Both keep their
         values.
+    not_finite: loaded tensors with values that are infinite or NaN.
     unexpected: the file's tensors, in its own names, that the model does not have.
     ignored: entries of the file outside the network, such as a detector's neck.
     """
 
     layout: Literal["vmamba", "sparx", "ganglion"]
     loaded: tuple[str, ...]
+    adapted: tuple[Mismatch, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     misshapen: tuple[Mismatch, ...] = ()
+    not_finite: tuple[str, ...] = ()
     ignored: tuple[str, ...] = field(default=(), repr=False)
 
     @property
+    def matches(self) -> bool:
+        """Whether file and model have the same names and shapes, after adaption, and every value is finite."""
+        return not (self.missing or self.unexpected or self.misshapen or self.not_finite)
+
+    @property
     def complete(self) -> bool:
-        """Whether file and model matched in every name and shape."""
-        return not (self.missing or self.unexpected or self.misshapen)
+        """Whether file and model matched in every name and shape as they are, and every value is finite."""
+        return self.matches and not self.adapted
+
+    @property
+    def all_but_classifier(self) -> bool:
+        """Whether file and model match but for the last linear layer, which the file may have or not."""
+        others = {*self.missing, *(m.name for m in self.misshapen)} - set(_CLASSIFIER)
+        return not (others or self.unexpected or self.not_finite)
+
+    @property
+    def other_classes(self) -> int | None:
+        """The file's number of classes if that alone keeps it from matching the model, else None."""
+        found = {m.name: m.found for m in self.misshapen}
+        if self.all_but_classifier and not self.missing and found.keys() == set(_CLASSIFIER):
+            return found[_CLASSIFIER[0]][0]
+        return None
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors loaded (names: {self.layout})"]
-        for title in ("missing", "unexpected", "misshapen"):
+        for title in ("adapted", "missing", "unexpected", "misshapen", "not_finite"):
             if entries := getattr(self, title):
-                lines.append(f"{len(entries)} {title}: {_shorten(entries)}")
+                lines.append(f"{len(entries)} {title.replace('_', ' ')}: {shorten(entries)}")
         return "\n  ".join(lines)
+
+
+_CLASSIFIER = ("head.fc.weight", "head.fc.bias")
+_FIRST_CONV = "stem.0.conv.weight"
 
 
 def load_checkpoint(
@@ -121,243 +112,185 @@ def load_checkpoint(
         old vanilla ones, the single-file rewrite, detection and segmentation networks), SparX's (all three
         tasks), or ours. Position embeddings are resized (bicubic); 1x1 convolutions and linear layers are
         taken for each other.
-    strict: raise unless every name and shape matches. If False, load what matches.
+    strict: raise unless every name and shape matches and every value is finite. If False, load what matches; the
+        first layer is then adapted to another number of input channels, as timm does for its pretrained weights.
     weights: "raw" or "ema" (averaged) ones of a file that has both; "auto" takes the averaged ones if any.
-    sha256: of the file, at least its first 8 hexadecimal digits. For a URL whose file name ends in
-        "-<digits>" they are taken from there, as torch.hub does.
+    sha256: of the file, see `read_weights`.
+
+    Buffers that no file holds are computed anew, so a model may have been made on the meta device and moved with
+    `to_empty`.
 
     Returns what matched and what did not.
 
-    Raises FileNotFoundError, or CheckpointError for a file that is damaged, foreign, needs code to be read,
-    or (strict) does not match. The model is then unchanged.
+    Raises FileNotFoundError or another OSError for a file that cannot be opened, or CheckpointError for one that is
+    damaged, foreign, needs code to be read, holds several networks, or (strict) does not match, and ValueError for a
+    model that cannot be loaded into. The model is then unchanged.
     """
     if weights not in get_args(Weights):
         raise ValueError(unknown("value of `weights`", weights, get_args(Weights)))
     model = _network(model)
-    if any(p.is_meta for p in model.parameters()):
-        raise ValueError(
-            "the model is on the meta device, which has no memory to load into: call to_empty() first"
-        )
     if isinstance(source, Mapping):
         where, content = "the state dict", source
     else:
-        where, content = f"{os.fspath(source)!r}", _read(source, sha256)
-    tensors, ignored = _find_tensors(content, weights, where)
-    converted, report = _fit(tensors, model, ignored)
+        where, content = f"{os.fspath(source)!r}", read_weights(source, sha256=sha256)
+    tensors, ignored = find_network(content, weights, where)
+    converted, report = _fit(tensors, model, ignored, adapt=not strict)
 
     if not report.loaded:
         raise CheckpointError(
-            f"{where} has no tensor of {type(model).__name__}: its names are {_shorten(list(tensors), 3)}. "
+            f"{where} has no tensor of {type(model).__name__}: its names are {shorten(list(tensors), 3)}. "
             "Expected a checkpoint of VMamba or SparX in the published names, or one of this library.",
             report,
         )
-    if strict and not report.complete:
+    if strict and not report.matches:
         raise CheckpointError(
             f"{where} does not match {type(model).__name__}.\n  {_explain(report, model)}", report
         )
-    model.load_state_dict({name: converted[name] for name in report.loaded}, strict=False)
+    loaded = set(report.loaded)
+    model.load_state_dict(
+        {name: converted[plain] for name in model.state_dict() if (plain := plain_name(name)) in loaded},
+        strict=False,
+    )
     return report
 
 
 def _network(model: nn.Module) -> Backbone:
+    """The network of this library in `model`, after checking that values can be copied into it."""
     found = [module for module in model.modules() if isinstance(module, Backbone)]
     if len(found) != 1:
         raise ValueError(
             f"{type(model).__name__} holds {len(found)} networks of this library: expected one, or a module with one"
         )
+    for name, tensor in chain(found[0].named_parameters(), found[0].named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                "the model is on the meta device, which has no memory to load into: call to_empty() first"
+            )
+        obstacle = _obstacle(tensor)
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            obstacle = "made in inference mode"
+        if obstacle is not None:
+            raise ValueError(
+                f"{name} of the model is {obstacle}, which values cannot be copied into: load before"
+            )
     return found[0]
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Any published layout -> the model's names and shapes as far as they match, for timm's model builder."""
-    tensors, ignored = _find_tensors(state_dict, "auto", "the checkpoint")
-    return _fit(tensors, model, ignored)[0]
+    tensors, ignored = find_network(state_dict, "auto", "the checkpoint")
+    return _fit(tensors, model, ignored, adapt=False)[0]
 
 
-def _read(source: str | os.PathLike[str], sha256: str | None) -> Any:
-    text = os.fspath(source)
-    scheme = urlparse(text).scheme
-    if len(scheme) > 1:  # one letter is a drive
-        if scheme != "https":
-            raise CheckpointError(f"{text!r}: expected a path, an https URL or a state dict, not {scheme!r}")
-        path = _download(text, sha256)
-    else:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            raise CheckpointError(
-                f"{text!r} is a folder: pass the .safetensors or .pth file in it, or let timm read the "
-                f"folder with timm.create_model('local-dir:{text}', pretrained=True)"
-            )
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint at {text!r}")
-        if sha256 is not None:
-            _check_sha256(path, sha256)
-    return _read_file(path, text)
-
-
-def _download(url: str, sha256: str | None) -> Path:
-    name = Path(urlparse(url).path).name
-    in_name = torch.hub.HASH_REGEX.search(name)
-    expected = sha256 or (in_name[1] if in_name else None)
-    # Many releases call their file the same, so the folder is the URL's.
-    path = Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    if path.is_file():
-        if expected is not None:
-            _check_sha256(path, expected)
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: another hash
-        raise CheckpointError(f"cannot download {url!r}: {error}") from error
-    return path
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    if len(expected) < 8:
-        raise ValueError(f"sha256 {expected!r}: expected at least 8 hexadecimal digits")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(expected.lower()):
-        raise CheckpointError(
-            f"{str(path)!r} has sha256 {found}, expected {expected}: damaged, or another file"
-        )
-
-
-class _Placeholder:
-    """Stands for a bystander: takes any construction and keeps nothing."""
-
-    def __init__(self, *args: object):
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _read_file(path: Path, name: str) -> Any:
-    expected = "Expected a .safetensors file or one written by torch.save."
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head[8:9] != b"{" and not head.startswith((b"PK", b"\x80")):
-        what = f"begins with {head[:24]!r}, which is no checkpoint" if head else "is empty"
-        raise CheckpointError(f"{name!r} {what}. {expected}")
-    try:
-        if head[8:9] == b"{":
-            return safetensors.torch.load_file(path)
-        if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-            raise EOFError("the end of the archive is missing")
-        placeholders: list[Any] = [(_Placeholder, bystander) for bystander in _BYSTANDERS]
-        with torch.serialization.safe_globals([argparse.Namespace, *placeholders]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise CheckpointError(
-                f"{name!r} is damaged, or a pickle of something else. {expected}"
-            ) from error
-        raise CheckpointError(
-            f"{name!r} holds {refused[1]}, which is not a tensor and could run code when loaded, so it is "
-            "not. If you trust the file, save its state dict alone to a new file where it was made."
-        ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, LookupError, ValueError) as error:
-        raise CheckpointError(f"{name!r} is truncated or damaged ({error}). {expected}") from error
-
-
-def _find_tensors(content: Any, weights: Weights, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of the one network in `content`, without prefix, and the names of what was left aside."""
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{where} holds one {type(content).__name__}, expected a dictionary of tensors")
-    entries = {str(name): value for name, value in _pick_entries(content, weights, where).items()}
-    prefixes = sorted({match["prefix"] for name in entries if (match := _FIRST_LAYER.match(name))})
-    if len(prefixes) > 1:
-        raise CheckpointError(
-            f"{where} holds several networks, named {_shorten(list(map(repr, prefixes)))}: "
-            "pass the dictionary of one"
-        )
-    prefix = prefixes[0] if prefixes else ""
-    tensors, ignored = {}, []
-    for name, value in entries.items():
-        if name.startswith(prefix) and isinstance(value, Tensor):
-            tensors[name.removeprefix(prefix)] = value
-        else:
-            ignored.append(name)
-    if not tensors:
-        raise CheckpointError(
-            f"{where} holds no tensors; its entries are {_shorten(list(map(repr, entries)))}"
-        )
-    return tensors, tuple(ignored)
-
-
-def _pick_entries(content: Mapping[str, Any], weights: Weights, where: str) -> Mapping[str, Any]:
-    """`content` itself if it is a state dict, else the entry with the weights asked for."""
-    nested = [key for key in (*_EMA, *_RAW) if isinstance(content.get(key), Mapping)]
-    ema = (*_EMA, "state_dict") if "current_model_state" in nested else _EMA
-    averaged = [key for key in nested if key in ema]
-    raw = [key for key in nested if key not in averaged]
-    if weights == "ema" and not averaged:
-        raise CheckpointError(
-            f"{where} has no averaged weights: expected an entry {' or '.join(map(repr, _EMA))}"
-        )
-    if weights == "raw" and averaged and not raw:
-        raise CheckpointError(f"{where} has averaged weights only, under {averaged[0]!r}")
-    chosen = raw if weights == "raw" else averaged or raw
-    return content[chosen[0]] if chosen else content
+def _obstacle(tensor: Tensor) -> str | None:
+    """What keeps values from being copied from or to a tensor, None if nothing."""
+    kind = type(tensor)
+    wrapped = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
+    if wrapped or is_lazy(tensor):
+        return f"a {kind.__name__}"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return f"sparse ({tensor.layout})"
+    if tensor.is_quantized or tensor.is_complex():
+        return f"of {tensor.dtype}"
+    return None
 
 
 def _fit(
-    tensors: dict[str, Tensor], model: nn.Module, ignored: tuple[str, ...]
+    tensors: dict[str, Tensor], model: nn.Module, ignored: tuple[str, ...], *, adapt: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """`tensors` under the model's names and, where they hold the same values, in its shapes; what matches."""
-    own = model.state_dict()
+    """`tensors` under the model's names and, where they hold the same values, in its shapes and dtypes; what matches.
+
+    adapt: also the first layer to the model's number of input channels.
+    """
+    own = {plain_name(name): target for name, target in model.state_dict().items()}
     names = official.to_ganglion(tensors)
     converted: dict[str, Tensor] = {}
-    loaded, unexpected, misshapen = [], [], []
+    loaded, adapted, unexpected, misshapen, not_finite = [], [], [], [], []
     for published, name in names.items():
         if name in converted:
             raise CheckpointError(f"two tensors of the checkpoint are {name}; one of them is {published}")
-        tensor = tensors[published]
-        if name not in own:
-            converted[name] = tensor
+        tensor = converted[name] = tensors[published]
+        target = own.get(name)
+        if target is None:
             unexpected.append(published)
             continue
-        target = own[name]
-        converted[name] = tensor = _reshape(tensor, name, target.shape)
-        if tensor.is_floating_point() != target.is_floating_point() or tensor.is_complex():
-            raise CheckpointError(f"{published} is of {tensor.dtype}, the model's is of {target.dtype}")
-        if tensor.shape == target.shape:
-            loaded.append(name)
+        _check_kind(tensor, published, target)
+        tensor = _reshape(tensor, target.shape)
+        found = tuple(tensor.shape)
+        if tensor.shape != target.shape:
+            tensor = _adapt(tensor, name, target.shape, first_conv=adapt)
+        mismatch = Mismatch(name=name, found=found, expected=tuple(target.shape))
+        if tensor.shape != target.shape:
+            misshapen.append(mismatch)
         else:
-            misshapen.append(Mismatch(name=name, found=tuple(tensor.shape), expected=tuple(target.shape)))
+            loaded.append(name)
+            adapted += [mismatch] if found != mismatch.expected else []
+            tensor = _to_dtype(tensor, published, target.dtype)
+            not_finite += [name] if not _is_finite(tensor) else []
+        converted[name] = tensor
     report = LoadReport(
         layout=official.detect(tensors) or "ganglion",
         loaded=tuple(loaded),
+        adapted=tuple(adapted),
         missing=tuple(name for name in own if name not in converted),
         unexpected=tuple(unexpected),
         misshapen=tuple(misshapen),
+        not_finite=tuple(not_finite),
         ignored=ignored,
     )
     return converted, report
 
 
-def _reshape(tensor: Tensor, name: str, shape: torch.Size) -> Tensor:
+def _check_kind(tensor: Tensor, name: str, target: Tensor) -> None:
+    """Raise CheckpointError unless `tensor` has values like those of `target`."""
+    obstacle = _obstacle(tensor)
+    if obstacle is None and tensor.is_meta and not target.is_meta:
+        obstacle = "on the meta device, without values"
+    if obstacle is None and tensor.is_floating_point() != target.is_floating_point():
+        obstacle = f"of {tensor.dtype}"
+    if obstacle is not None:
+        raise CheckpointError(f"{name} is {obstacle}, the model's is of {target.dtype}")
+
+
+def _to_dtype(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    try:
+        return tensor.to(dtype)
+    except (RuntimeError, NotImplementedError) as error:  # dtypes that torch stores and does not compute with
+        raise CheckpointError(f"{name} is of {tensor.dtype}, the model's is of {dtype}") from error
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())
+
+
+def _reshape(tensor: Tensor, shape: torch.Size) -> Tensor:
     """`tensor` in `shape` if only axes of size 1 or the joining of the first two axes tell them apart."""
-    if tensor.shape == shape:
-        return tensor
     joined = (shape[0] * shape[1], *shape[2:]) if len(shape) == 3 else shape
     found, *same = ([n for n in s if n != 1] for s in (tensor.shape, shape, joined))
-    if found in same:
-        return tensor.reshape(shape)
-    if name == "pos_embed.weight" and tensor.ndim == 4 and tensor.shape[:2] == shape[:2]:
-        return F.interpolate(tensor.float(), size=shape[2:], mode="bicubic", align_corners=False).to(
-            tensor.dtype
-        )
+    return tensor.reshape(shape) if found in same else tensor
+
+
+def _adapt(tensor: Tensor, name: str, shape: torch.Size, *, first_conv: bool) -> Tensor:
+    """A position embedding in the size of `shape`; the first layer for its number of input channels, as timm has it."""
+    if tensor.ndim != 4 or len(shape) != 4:
+        return tensor
+    if name == "pos_embed.weight" and tensor.shape[:2] == shape[:2]:
+        resized = F.interpolate(tensor.float(), size=shape[2:], mode="bicubic", align_corners=False)
+        return resized.to(tensor.dtype)
+    if name == _FIRST_CONV and first_conv:
+        try:
+            return adapt_input_conv(shape[1], tensor)
+        except NotImplementedError:  # not from three channels
+            return tensor
     return tensor
 
 
 def _explain(report: LoadReport, model: Backbone) -> str:
     lines = [str(report).replace("tensors loaded", "tensors match")]
-    head = next((m for m in report.misshapen if m.name == "head.fc.weight"), None)
-    if head is not None:
+    misshapen = {m.name: m for m in report.misshapen}
+    if (head := misshapen.get(_CLASSIFIER[0])) is not None:
         lines.append(
             f"The classifier of the checkpoint has {head.found[0]} classes, the model's {head.expected[0]}: "
             f"create the model with num_classes={head.found[0]}, load, and call "
@@ -365,11 +298,13 @@ def _explain(report: LoadReport, model: Backbone) -> str:
         )
     elif model.num_classes == 0 and any("head" in name or "classifier" in name for name in report.unexpected):
         lines.append("The model has no classifier (num_classes=0), the checkpoint has one.")
+    stem = misshapen.get(_FIRST_CONV)
+    if stem is not None and len(stem.found) == 4 and stem.found[1] != stem.expected[1]:
+        lines.append(
+            f"The checkpoint has {stem.found[1]} input channels, the model {stem.expected[1]}: "
+            "strict=False adapts the first layer."
+        )
+    if report.not_finite:
+        lines.append("Weights with infinite values or NaN give no result: expected another checkpoint.")
     lines.append("The model is unchanged. strict=False loads what matches and returns this as a report.")
     return "\n  ".join(lines)
-
-
-def _shorten(entries: Sequence[object], limit: int = 8) -> str:
-    """The first `limit` entries, and how many more there are."""
-    more = f" ... and {len(entries) - limit} more" if len(entries) > limit else ""
-    return ", ".join(map(str, entries[:limit])) + more

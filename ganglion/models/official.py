@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
+
+from ..errors import unknown
 
 Family = Literal["vmamba", "sparx"]
 Rules = tuple[tuple[str, str], ...]
@@ -181,7 +183,7 @@ def to_official(state_dict: Mapping[str, Tensor], family: Family) -> dict[str, T
             out[theirs] = _sparx_shape(theirs, tensor)
         return out
     if family != "vmamba":
-        raise ValueError(f"family {family!r}: expected 'vmamba' or 'sparx'")
+        raise ValueError(unknown("family", family, get_args(Family)))
     merging = any(".downsample.reduction." in name for name in state_dict)
     depthwise = any(name.endswith(".out_norm.weight") and t.ndim == 4 for name, t in state_dict.items())
     rules = MERGING if merging else STRIDED

@@ -182,6 +182,11 @@ class Classification(Task):
         classifier: Any = network.get_classifier()  # pyright: ignore
         fresh = copy.deepcopy(classifier.state_dict())
         report = load_checkpoint(network, weights, strict=False)
+        if not report.all_but_classifier:
+            raise TrainingError(
+                f"model.weights {weights!r} is not of {self.name}: expected a file that differs in its classifier, "
+                f"input channels or size of position embeddings at most.\n  {report}"
+            )
         if self.new_classifier:
             classifier.load_state_dict(fresh)
         self.print(f"{weights}: {report}" + ("\n  the classifier begins anew" if self.new_classifier else ""))

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import nn
 
 from ..errors import unknown
-from ..models import Backbone, CheckpointError, load_checkpoint
-from ..models.checkpoint import _read
-
-#: What timm raises over weights and their folders: files, JSON, names, arguments go wrong in their own ways.
-_TIMM_ERRORS = (
-    AttributeError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
+from ..models import Backbone, CheckpointError, load_checkpoint, read_weights
+from ..models.weight_files import check_regular
 
 #: How a network is called in the training checkpoints of this library.
 _PREFIX = "network."
@@ -144,7 +129,7 @@ def _published(model: str) -> LoadedModel:
         cfg = timm.get_pretrained_cfg(model)
         known = cfg is not None and cfg.has_weights
         network = timm.create_model(model, pretrained=True) if known else None
-    except _TIMM_ERRORS as error:
+    except Exception as error:  # files, JSON, names, arguments go wrong in their own ways
         raise CheckpointError(
             f"cannot load the published weights of {model} ({_first_line(error)}): expected a checkpoint"
         ) from error
@@ -172,18 +157,19 @@ def _exported(checkpoint: str | os.PathLike[str]) -> Path | None:
 
 
 def _from_folder(folder: Path) -> LoadedModel:
+    for file in folder.glob("*"):
+        if file.name in ("config.json", "model.safetensors", "pytorch_model.bin"):
+            check_regular(file)
     try:
-        network = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except _TIMM_ERRORS as error:
+        return _loaded(timm.create_model(f"local-dir:{folder}", pretrained=True), str(folder))
+    except Exception as error:  # files, JSON, names, arguments go wrong in their own ways
         raise CheckpointError(
             f"cannot load the exported network in {str(folder)!r}: {_first_line(error)}"
         ) from error
-    return _loaded(network, str(folder))
 
 
 def _from_file(model: str | None, source: str) -> LoadedModel:
-    _check_records(source)
-    content = _read(source, None)
+    content = read_weights(source)
     if isinstance(content, Mapping) and "ganglion" in content:
         return _from_training(content, source)
     if model is None:
@@ -198,27 +184,13 @@ def _from_file(model: str | None, source: str) -> LoadedModel:
         try:
             load_checkpoint(network, content)
         except CheckpointError as error:
-            classes = _classes(error)
-            if classes is None:
+            if error.report is None or error.report.other_classes is None:
                 raise
-            network = timm.create_model(model, num_classes=classes)
+            network.reset_classifier(error.report.other_classes)
             load_checkpoint(network, content)
     except ValueError as error:
         raise CheckpointError(f"cannot load {source!r} into {model}: {error}") from error
     return _loaded(network, source)
-
-
-def _check_records(source: str) -> None:
-    """torch does not look at the checksums in its own archives."""
-    if not zipfile.is_zipfile(source):
-        return
-    with zipfile.ZipFile(source) as archive:
-        try:
-            damaged = archive.testzip()
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise CheckpointError(f"{source!r} is truncated or damaged ({error})") from error
-    if damaged is not None:
-        raise CheckpointError(f"{source!r} is damaged: wrong checksum of {damaged}")
 
 
 def _from_training(content: Mapping[str, Any], source: str) -> LoadedModel:
@@ -239,19 +211,10 @@ def _from_training(content: Mapping[str, Any], source: str) -> LoadedModel:
             data_config=made_of["data_config"],
             class_names=made_of["class_names"],
         )
-    except (KeyError, TypeError, RuntimeError, OSError) as error:
+    except Exception as error:  # a damaged description can go wrong anywhere
         raise CheckpointError(
             f"the training checkpoint {source!r} cannot be rebuilt: {type(error).__name__}: {error}"
         ) from error
-
-
-def _classes(error: CheckpointError) -> int | None:
-    """The classes of a checkpoint that did not fit because of them alone."""
-    report = error.report
-    if report is None or report.missing or report.unexpected:
-        return None
-    wrong = {m.name: m.found for m in report.misshapen}
-    return wrong["head.fc.weight"][0] if wrong.keys() == {"head.fc.weight", "head.fc.bias"} else None
 
 
 def _first_line(error: BaseException) -> str:

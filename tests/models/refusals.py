@@ -1,11 +1,11 @@
-"""What every refused checkpoint has to satisfy."""
+"""What the tests of checkpoints share, such as what every refused one has to satisfy."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ganglion.models.checkpoint import CheckpointError, load_checkpoint
+from ganglion.models import CheckpointError, load_checkpoint
 
 
 def snapshot(model):
@@ -16,6 +16,10 @@ def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
+
+
+def under(prefix, state):
+    return {prefix + k: v for k, v in state.items()}
 
 
 def assert_refused(model, source, *parts: str, error: type[Exception] = CheckpointError, **kwargs):

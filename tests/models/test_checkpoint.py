@@ -6,113 +6,15 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-import ganglion  # noqa: F401  registers the models
-from ganglion.models.checkpoint import checkpoint_filter_fn, load_checkpoint
-from ganglion.models.official import to_ganglion, to_official
+import ganglion
+from ganglion.models.checkpoint import load_checkpoint
+from ganglion.models.official import to_official
 from tests.golden_data import load
-from tests.models.refusals import assert_refused, assert_same, snapshot
-
-#: Published file and case -> the model with the same tensors.
-PUBLISHED = {
-    ("sparx/sparx_mamba_t", None): ("sparx_mamba_tiny", {}),
-    ("sparx/sparx_mamba_s", None): ("sparx_mamba_small", {}),
-    ("vmamba/vmamba_tiny_s1l8", None): ("vmamba_tiny_s1l8", {}),
-    ("vmamba/vmamba_tiny_s1l8_backbone", None): ("vmamba_tiny_s1l8", {"out_norms": True, "num_classes": 0}),
-    ("vmamba/vmamba_tiny_s2l5", None): ("vmamba_tiny_s2l5", {}),
-    ("vmamba/vanilla_vmamba_tiny", None): ("vanilla_vmamba_tiny", {}),
-    ("vmamba/variants", "variant_v5_v05_ln2d"): ("vmamba_tiny_v5", {}),
-    ("vmamba/variants", "variant_v6_mlp_2222"): ("vmamba_tiny_v6", {}),
-    ("vmamba/variants", "variant_cascade_s1l8"): ("vmamba_tiny_s1l8", {"scan": "cascade2d"}),
-    ("vmamba/variants", "variant_posembed_ndw_s1l8"): (
-        "vmamba_tiny_s1l8",
-        {"pos_embed": True, "d_conv": 0, "img_size": 64},
-    ),
-    ("vmamba/variants", "variant_bn_s1l8"): ("vmamba_tiny_s1l8", {"norm": "bn"}),
-    ("vmamba/variants", "variant_downv2_s1l8"): ("vmamba_tiny_s1l8", {"downsample": "conv2"}),
-    ("vmamba/variants", "variant_gmlp_mini"): (
-        "vmamba_tiny_s1l8",
-        {"mlp": "gated", "depths": (1, 1, 2, 1), "dims": (48, 96, 192, 384)},
-    ),
-}
-
-
-def published_shapes(file: str, case: str | None) -> dict[str, torch.Tensor]:
-    return {
-        k: torch.empty(s, device="meta", dtype=torch.int64 if k.endswith("num_batches_tracked") else None)
-        for k, s in load(file).shapes(case).items()
-    }
+from tests.models.refusals import assert_refused, assert_same, snapshot, under
 
 
 def rand_like(value):
     return torch.randn(value.shape) if value.is_floating_point() else torch.full_like(value, 5)
-
-
-@pytest.mark.parametrize(("golden", "target"), PUBLISHED.items(), ids=lambda v: str(v[1] or v[0]))
-def test_published_names_and_shapes_fit(golden, target):
-    published = published_shapes(*golden)
-    model = timm.create_model(target[0], device="meta", **target[1])
-    converted = checkpoint_filter_fn(published, model)
-    own = {k: v.shape for k, v in model.state_dict().items()}
-    if golden[0].endswith("_backbone"):
-        own = {k: s for k, s in own.items() if not k.startswith("norm.")}
-    assert {k: v.shape for k, v in converted.items()} == own
-
-
-@pytest.mark.parametrize(("golden", "target"), PUBLISHED.items(), ids=lambda v: str(v[1] or v[0]))
-def test_own_state_dicts_go_back_to_published_names_and_shapes(golden, target):
-    published = published_shapes(*golden)
-    model = timm.create_model(target[0], device="meta", **target[1])
-    family = golden[0].split("/")[0]
-    back = {k: v.shape for k, v in to_official(model.state_dict(), family).items()}
-    if golden[0].endswith("_backbone"):
-        back = {k: s for k, s in back.items() if not k.startswith("classifier.")}
-    assert back == {k: v.shape for k, v in published.items()}
-    assert len(set(to_ganglion(published).values())) == len(published)
-
-
-@pytest.mark.parametrize(
-    ("published", "ours"),
-    [
-        ("patch_embed.6.weight", "stem.2.conv.weight"),
-        ("patch_embed.4.running_var", "stem.1.norm.running_var"),
-        ("layers.0.downsample.0.weight", "stages.1.downsample.conv.weight"),
-        ("layers.2.downsample.1.bias", "stages.3.downsample.norm.bias"),
-        ("layers.1.blocks.10.pos_embed.weight", "stages.1.dpe.10.weight"),
-        ("layers.1.blocks.1.norm.weight", "stages.1.blocks.1.norm1.weight"),
-        ("layers.1.blocks.1.norm2.weight", "stages.1.blocks.1.norm2.weight"),
-        ("layers.1.blocks.1.op.in_proj.weight", "stages.1.blocks.1.mixer.in_proj.weight"),
-        ("layers.1.blocks.1.op.in_proj.2.bias", "stages.1.blocks.1.mixer.in_proj.fuse.2.bias"),
-        ("layers.1.blocks.1.op.d_proj.3.weight", "stages.1.blocks.1.mixer.in_proj.d_proj.3.weight"),
-        ("layers.1.blocks.1.op.q.0.1.weight", "stages.1.blocks.1.mixer.in_proj.q.0.1.weight"),
-        ("layers.1.blocks.1.op.scale", "stages.1.blocks.1.mixer.in_proj.attention.scale"),
-        ("layers.1.blocks.1.op.A_logs", "stages.1.blocks.1.mixer.A_logs"),
-        ("layers.2.blocks.1.layerscale_2.bias", "stages.2.blocks.1.ls2.bias"),
-        ("layers.2.blocks.1.mlp.dwconv.bias", "stages.2.blocks.1.mlp.dwconv.bias"),
-        ("norm.3.weight", "out_norms.3.weight"),
-        ("classifier.0.weight", "norm.weight"),
-        ("classifier.3.weight", "head.fc.weight"),
-    ],
-)
-def test_sparx_names(published, ours):
-    assert to_ganglion([published, "patch_embed.1.weight"])[published] == ours
-
-
-def test_sparx_shapes_come_back():
-    ours = {
-        "stages.0.blocks.0.mixer.x_proj_weight": torch.randn(4, 8, 12),
-        "stages.0.blocks.0.mixer.in_proj.weight": torch.randn(12, 6),
-        "stages.0.blocks.0.mixer.dt_projs_weight": torch.randn(4, 12, 6),
-        "head.fc.weight": torch.randn(5, 6),
-    }
-    theirs = to_official(ours, "sparx")
-    assert {k: tuple(v.shape) for k, v in theirs.items()} == {
-        "layers.0.blocks.0.op.x_proj_weight": (32, 12, 1),
-        "layers.0.blocks.0.op.in_proj.weight": (12, 6, 1, 1),
-        "layers.0.blocks.0.op.dt_projs_weight": (4, 12, 6),
-        "classifier.3.weight": (5, 6),
-    }
-    with pytest.raises(ValueError, match="swin"):
-        to_official(ours, "swin")
 
 
 def old_names(published):
@@ -133,57 +35,6 @@ def old_names(published):
                 name = name.replace(new, old)
         out[name] = value
     return out
-
-
-def rewrite_names(published):
-    """Release -> the single-file rewrite: the scan's projections as layers, patch merging numbered."""
-    out = {}
-    for name, value in published.items():
-        if name.endswith("x_proj_weight"):
-            name, value = name.replace("x_proj_weight", "x_proj.weight"), value.flatten(0, 1)
-        elif name.endswith("dt_projs_weight"):
-            name, value = name.replace("dt_projs_weight", "dt_projs.weight"), value.flatten(0, 1)
-        elif ".downsample.norm." in name:
-            name = name.replace("downsample.norm", "downsample.1")
-        elif ".downsample.reduction." in name:
-            name = name.replace("downsample.reduction", "downsample.2")
-        elif name.endswith((".in_proj.weight", ".fc1.weight")):
-            value = value[:, :, None, None]
-        out[name] = value
-    return out
-
-
-def under(prefix, state):
-    return {prefix + k: v for k, v in state.items()}
-
-
-LAYOUTS = {
-    "release": lambda w: {"model": w},
-    "bare": lambda w: w,
-    "rewrite": lambda w: {"model": rewrite_names(w)},
-    "data parallel": lambda w: {"state_dict": under("module.", w)},
-    "compiled": lambda w: {"state_dict": under("module._orig_mod.", w)},
-    "mmseg": lambda w: {
-        "meta": {"epoch": 3},
-        "state_dict": under("backbone.", w) | {"decode_head.conv.weight": torch.zeros(3, 3)},
-    },
-    "ema wins": lambda w: {"model": {k: v + 1 for k, v in w.items()}, "model_ema": under("module.", w)},
-    "lightning ema": lambda w: {
-        "state_dict": under("model.", w),
-        "current_model_state": under("model.", {k: v + 1 for k, v in w.items()}),
-    },
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("downsample", ["conv3", "merge"])
-def test_layouts(layout, downsample):
-    model = timm.create_model("test_vmamba", num_classes=7, img_size=64, downsample=downsample)
-    expected = {k: torch.randn(v.shape) for k, v in model.state_dict().items()}
-    report = load_checkpoint(model, LAYOUTS[layout](to_official(expected, "vmamba")))
-    assert_same(model.state_dict(), expected)
-    assert report.complete and report.layout == "vmamba" and set(report.loaded) == set(expected)
-    assert report.ignored == (("decode_head.conv.weight",) if layout == "mmseg" else ())
 
 
 def test_sparx_dense_layouts():
@@ -259,18 +110,6 @@ def test_features_only_model(published):
     assert torch.equal(features.model.state_dict()["stages.3.blocks.0.mixer.A_logs"], published[name])
 
 
-def test_weights_argument(model, published):
-    averaged = {k: v + 1 for k, v in published.items()}
-    both = {"model": published, "model_ema": averaged, "optimizer": {"step": 3}}
-    bias = published["classifier.head.bias"]
-    for choice, expected in (("raw", bias), ("ema", bias + 1), ("auto", bias + 1)):
-        load_checkpoint(model, both, weights=choice)
-        assert torch.equal(model.head.fc.bias, expected), choice
-    assert_refused(model, {"model": published}, "averaged", "model_ema", weights="ema")
-    assert_refused(model, {"model_ema": published}, "averaged weights only", weights="raw")
-    assert_refused(model, both, "'emma'", "Did you mean 'ema'", error=ValueError, weights="emma")
-
-
 def test_position_embedding_is_resized(model, published):
     small = torch.nn.functional.interpolate(published["pos_embed"], size=(7, 9), mode="bicubic")
     load_checkpoint(model, published | {"pos_embed": small})
@@ -344,6 +183,112 @@ def test_wrong_dtype(model, published):
     assert_refused(model, published, "classifier.head.bias", "torch.int8", "torch.float32")
 
 
+class Wrapped(torch.Tensor):
+    """A tensor whose values only its own code knows, as distributed and quantized ones are."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+ODD = {
+    "meta": lambda v: v.to("meta"),
+    "sparse": lambda v: v.to_sparse(),
+    "sparse rows": lambda v: v.to_sparse_csr(),
+    "quantized": lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+    "nested": lambda v: torch.nested.nested_tensor(list(v)),
+    "complex": lambda v: v.to(torch.complex64),
+    "int": lambda v: v.to(torch.int64),
+    "bool": lambda v: v > 0,
+    "wrapped": Wrapped,
+    "uninitialized": lambda v: torch.nn.parameter.UninitializedParameter(),
+    "NaN": lambda v: torch.where(v == v.max(), torch.nan, v),
+    "infinite": lambda v: v / 0,
+    "too large": lambda v: v.double() * 1e300,
+    "bits": lambda v: torch.zeros(v.shape, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ODD)
+def test_one_odd_tensor_leaves_the_model_unchanged(model, kind):
+    """The last but one of the file, when all before it fit."""
+    own = {k: torch.randn(v.shape) for k, v in model.state_dict().items()}
+    assert list(own)[-2] == "head.fc.weight"
+    for content in (own, to_official(own, "vmamba")):
+        name = list(content)[-2]
+        assert_refused(model, content | {name: ODD[kind](content[name])}, "head")
+
+
+def test_weights_that_are_not_finite_are_taken_on_request(model, published):
+    published["classifier.head.bias"][2] = torch.nan
+    assert_refused(model, published, "1 not finite: head.fc.bias", "another checkpoint")
+    report = load_checkpoint(model, published, strict=False)
+    assert report.not_finite == ("head.fc.bias",) and not report.complete
+    assert model.head.fc.bias.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_other_precisions_are_converted(model, published, dtype):
+    assert load_checkpoint(model, {k: v.to(dtype) for k, v in published.items()}).complete
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    bias = published["classifier.head.bias"]
+    torch.testing.assert_close(model.head.fc.bias.data, bias.to(dtype).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("in_chans", [1, 2, 4, 13])
+@pytest.mark.parametrize("name", ["test_vmamba", "test_sparx_mamba", "test_sparx_swin"])
+def test_first_layer_is_adapted_to_other_channels(name, in_chans, tmp_path):
+    """As timm adapts it for its pretrained weights; refused where every shape has to match."""
+    source = snapshot(timm.create_model(name, num_classes=7))
+    torch.save(source, tmp_path / "weights.pth")
+    cfg = {"file": str(tmp_path / "weights.pth"), "num_classes": 7}
+    expected = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=cfg, num_classes=7, in_chans=in_chans
+    ).state_dict()
+    model = timm.create_model(name, num_classes=7, in_chans=in_chans)
+    error = assert_refused(model, source, f"3 input channels, the model {in_chans}", "strict=False")
+    assert [m.name for m in error.report.misshapen] == ["stem.0.conv.weight"] and not error.report.adapted
+    report = load_checkpoint(model, source, strict=False)
+    assert report.matches and report.all_but_classifier and not report.complete
+    assert [m.name for m in report.adapted] == ["stem.0.conv.weight"] and "adapted" in str(report)
+    assert_same(model.state_dict(), expected)
+
+
+def test_channels_that_timm_does_not_adapt_stay_misshapen():
+    model = timm.create_model("test_vmamba", in_chans=3)
+    source = timm.create_model("test_vmamba", in_chans=5).state_dict()
+    kept = model.stem[0].conv.weight.clone()
+    report = load_checkpoint(model, source, strict=False)
+    assert [m.name for m in report.misshapen] == ["stem.0.conv.weight"] and not report.all_but_classifier
+    assert torch.equal(model.stem[0].conv.weight, kept)
+
+
+@pytest.mark.parametrize("name", [*ganglion.list_models("test_*"), "vmamba_nano", "sparx_swin_nano"])
+@pytest.mark.parametrize("load", ["load_checkpoint", "load_state_dict", "assign"])
+def test_models_made_without_memory(name, load):
+    """What no file holds is computed when weights are loaded, whatever the memory held before."""
+    expected = timm.create_model(name, num_classes=7).eval()
+    model = timm.create_model(name, num_classes=7, device="meta").eval()
+    if load == "assign":
+        model.load_state_dict(expected.state_dict(), assign=True)
+    else:
+        model.to_empty(device="cpu")
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data.fill_(torch.nan if tensor.is_floating_point() else 10**6)
+        if load == "load_checkpoint":
+            load_checkpoint(torch.nn.Sequential(model), expected.state_dict())
+        else:
+            model.load_state_dict(expected.state_dict())
+    assert_same(dict(model.named_buffers()), dict(expected.named_buffers()))
+    x = torch.randn(1, *expected.pretrained_cfg["input_size"])
+    assert torch.equal(model(x), expected(x))
+
+
 def test_foreign_networks(model):
     vit = VisionTransformer(img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=2, num_classes=7)
     assert_refused(
@@ -356,7 +301,15 @@ def test_foreign_networks(model):
     assert_refused(model, two, "several networks", "'student.'", "'teacher.'")
 
 
-def test_meta_model_is_refused():
+def test_models_that_take_no_values_are_refused(published):
     model = timm.create_model("test_vmamba", device="meta")
-    with pytest.raises(ValueError, match="meta device"):
+    with pytest.raises(ValueError, match=r"meta device.*to_empty"):
         load_checkpoint(model, {})
+    with torch.inference_mode():
+        model = timm.create_model("test_vmamba", num_classes=7, img_size=64)
+        assert load_checkpoint(model, published).complete
+    assert_refused(model, published, "made in inference mode", error=ValueError)
+    model = timm.create_model("test_vmamba", num_classes=7, img_size=64)
+    model.head.fc.bias = torch.nn.Parameter(torch.zeros(7).to_sparse())
+    with pytest.raises(ValueError, match=r"head\.fc\.bias of the model is sparse"):
+        load_checkpoint(model, published)

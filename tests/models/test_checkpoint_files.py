@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import os
 import pickle
+import socket
 import sys
 import types
+import zipfile
 from collections import Counter
 from email.message import Message
 from pathlib import Path
@@ -17,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ganglion.models.checkpoint import load_checkpoint
+from ganglion.models import CheckpointError, load_checkpoint, read_weights
 from tests.models.refusals import assert_refused
 
 
@@ -98,9 +101,96 @@ def test_wrong_places(model, tmp_path):
     torch.save(Counter(a=1), tmp_path / "c.pth")
     assert_refused(model, tmp_path / "c.pth", "no tensors")
     torch.save({0: {"exp_avg": torch.zeros(1)}}, tmp_path / "o.pth")
-    assert_refused(model, tmp_path / "o.pth", "no tensors")
+    assert_refused(model, tmp_path / "o.pth", "no tensor of VMamba", "exp_avg")
     torch.save([torch.zeros(1)], tmp_path / "l.pth")
     assert_refused(model, tmp_path / "l.pth", "holds one list")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_only_regular_files_are_read(model, tmp_path, monkeypatch):
+    """What never ends is refused at once; a link to a file is a file."""
+    monkeypatch.chdir(tmp_path)  # a socket's path has to be short
+    os.mkfifo("pipe.pth")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.pth")
+        assert_refused(model, "pipe.pth", "pipe.pth", "is a named pipe", "expected a regular file")
+        assert_refused(model, "socket.pth", "is a socket", "expected a regular file")
+        assert_refused(model, os.devnull, "is a device", "expected a regular file")
+        assert_refused(model, "pipe.pth", "is a named pipe", sha256="0" * 64)
+    torch.save(model.state_dict(), "weights.pth")
+    Path("link.pth").symlink_to("weights.pth")
+    assert load_checkpoint(model, "link.pth").complete
+    assert_refused(model, "a\0b.pth", "no checkpoint", error=FileNotFoundError)
+    assert_refused(model, "weights.pth/a.pth", "no checkpoint", error=FileNotFoundError)
+
+
+def flips(data: bytes, start: int, stop: int, count: int):
+    """`data` with one flipped bit each, spread over [start, stop)."""
+    for i in range(count):
+        position = start + (stop - start) * i // count
+        yield position, data[:position] + bytes([data[position] ^ 1 << i % 8]) + data[position + 1 :]
+
+
+@pytest.mark.parametrize("where", ["directory", "records"])
+def test_a_flipped_bit_is_damage_or_harmless(published, tmp_path, where):
+    """An archive has checksums, so what is read from it is what was written."""
+    file = tmp_path / "weights.pth"
+    torch.save({"model": published}, file)
+    data = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        directory = archive.start_dir
+    start, stop = (directory, len(data)) if where == "directory" else (0, directory)
+    refused = 0
+    for position, damaged in flips(data, start, stop, 300):
+        file.write_bytes(damaged)
+        try:
+            read = read_weights(file)["model"]
+        except CheckpointError as error:
+            assert "Expected a .safetensors file or one written by torch.save." in str(error), position
+            refused += 1
+        else:
+            assert read.keys() == published.keys(), position
+            assert all(torch.equal(read[name], published[name]) for name in published), position
+    assert refused > 100
+
+
+@pytest.mark.parametrize("suffix", [".old.pth", ".safetensors"])
+def test_damage_of_files_without_checksums_is_no_traceback(published, tmp_path, suffix):
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(published, file)
+    else:
+        torch.save({"model": published}, file, _use_new_zipfile_serialization=False)
+    data = file.read_bytes()
+    refused = 0
+    for _, damaged in flips(data, 0, 8000, 400):  # the names are in front
+        file.write_bytes(damaged)
+        try:
+            read_weights(file)
+        except CheckpointError:
+            refused += 1
+    assert refused > 40
+
+
+def test_compressed_archives_are_refused(model, tmp_path):
+    """torch writes none, and a few bytes of one can hold gigabytes."""
+    torch.save({"model": {"stem.0.conv.weight": torch.zeros(1000, 1000)}}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as plain, zipfile.ZipFile(tmp_path / "b.pth", "w") as packed:
+        for record in plain.infolist():
+            packed.writestr(record, plain.read(record), zipfile.ZIP_DEFLATED)
+    assert_refused(model, tmp_path / "b.pth", "b.pth", "compressed")
+
+
+def test_sha256_is_compared_to_its_last_digit(model, published, tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save(published, file)
+    digits = hashlib.sha256(file.read_bytes()).hexdigest()
+    for length in (8, 9, 16, 64):
+        load_checkpoint(model, file, sha256=digits[:length].upper())
+        other = digits[: length - 1] + ("0" if digits[length - 1] != "0" else "1")
+        assert_refused(model, file, digits, sha256=other)
+    for wrong in (digits[:7], digits + "0", "sha256:" + digits[:20], ""):
+        assert_refused(model, file, "8 to 64 hexadecimal digits", error=ValueError, sha256=wrong)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch.optim import AdamW
 
@@ -118,6 +119,24 @@ def test_fine_tuning_takes_all_but_the_classifier(data, tmp_path, monkeypatch, c
         k for k, v in begun.items() if v.shape != (old := before[f"network.{k}"]).shape or not v.equal(old)
     ]
     assert differing == ["head.fc.weight", "head.fc.bias"]
+
+
+def test_weights_of_another_network_are_refused(data, tmp_path, capsys):
+    """Only a classifier of other classes, other input channels and resized positions may differ, and are named."""
+    network = timm.create_model("test_vmamba", num_classes=9, in_chans=1)
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    argv = arguments(data, tmp_path / "own", **PLAIN | {"model__weights": tmp_path / "own.pth"})
+    assert fit.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "1 adapted: stem.0.conv.weight" in shown and "2 misshapen: head.fc.weight" in shown
+    other = timm.create_model("test_vmamba", depths=(1, 1, 1, 1)).state_dict()
+    part = {k: v for k, v in network.state_dict().items() if "stages.2" not in k}
+    for name, state in {"other": other, "part": part}.items():
+        torch.save(state, tmp_path / f"{name}.pth")
+        argv = arguments(data, tmp_path / name, **PLAIN | {"model__weights": tmp_path / f"{name}.pth"})
+        assert fit.main(argv) == 1
+        assert f"{name}.pth' is not of test_vmamba" in "".join(capsys.readouterr())
+        assert not list((tmp_path / name).glob("checkpoints/*"))
 
 
 def test_a_new_classifier_for_as_many_classes(data, tmp_path, monkeypatch, capsys):

@@ -25,6 +25,7 @@ _MARK = b"ganglion sha256 "
 _SEAL = re.compile(re.escape(_MARK) + rb"[0-9a-f]{64}")
 _SEAL_BYTES = len(_MARK) + 64
 
+_IS_FOLDER = 0x10
 _END_OF_ARCHIVE, _END_BYTES = b"PK\x05\x06", 22
 
 
@@ -111,7 +112,7 @@ def find_damage(path: Path) -> str | None:
     """What is wrong with a zip archive, in words; None if every byte of a sealed one, and every record of another, is
     as it was written.
 
-    Raises OSError for a file that cannot be read.
+    Raises OSError for a file that cannot be opened.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -124,10 +125,14 @@ def find_damage(path: Path) -> str | None:
         return "its end is missing or changed"
     try:
         with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # A few bytes of a compressed record can hold gigabytes; torch reads what is marked as a folder as nothing.
+            if sum(record.file_size for record in records) > size:
+                return "its records are compressed or overlap"
+            if folders := [record.filename for record in records if record.external_attr & _IS_FOLDER]:
+                return f"{folders[0]} is marked as a folder"
             wrong = archive.testzip()
-    except OSError:
-        raise
-    except Exception as error:  # zipfile raises many kinds over a damaged directory
+    except Exception as error:  # zipfile raises many kinds over a damaged directory, OSError among them
         return str(error) or type(error).__name__
     return None if wrong is None else f"wrong checksum of {wrong}"
 

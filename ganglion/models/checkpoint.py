@@ -280,10 +280,7 @@ def _adapt(tensor: Tensor, name: str, shape: torch.Size, *, first_conv: bool) ->
         resized = F.interpolate(tensor.float(), size=shape[2:], mode="bicubic", align_corners=False)
         return resized.to(tensor.dtype)
     if name == _FIRST_CONV and first_conv:
-        try:
-            return adapt_input_conv(shape[1], tensor)
-        except NotImplementedError:  # not from three channels
-            return tensor
+        return adapt_input_conv(shape[1], tensor, base_chans=tensor.shape[1])
     return tensor
 
 

@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 import stat
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
@@ -20,6 +19,8 @@ from urllib.parse import urlparse
 
 import safetensors.torch
 import torch
+
+from ..files import find_damage
 
 if TYPE_CHECKING:
     from .checkpoint import LoadReport
@@ -98,21 +99,6 @@ def check_regular(path: Path) -> None:
         raise CheckpointError(f"{str(path)!r} is {kind}: expected a regular file")
 
 
-def check_archive(path: Path) -> None:
-    """Raise CheckpointError unless every record of a zip file is whole. `path` is a regular file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
-                raise zipfile.BadZipFile("its records are compressed or overlap, as torch.save writes none")
-            damaged = archive.testzip()
-    except Exception as error:  # zipfile raises many kinds over a damaged directory
-        raise CheckpointError(
-            f"{str(path)!r} is truncated or damaged ({_reason(error)}). {_EXPECTED}"
-        ) from error
-    if damaged is not None:
-        raise CheckpointError(f"{str(path)!r} is damaged: wrong checksum of {damaged!r}. {_EXPECTED}")
-
-
 def _download(url: str, sha256: str | None) -> Path:
     name = Path(urlparse(url).path).name
     in_name = torch.hub.HASH_REGEX.search(name)
@@ -158,8 +144,8 @@ def _read_file(path: Path, name: str) -> Any:
     if head[8:9] != b"{" and not head.startswith((b"PK", b"\x80")):
         what = f"begins with {head[:24]!r}, which is no checkpoint" if head else "is empty"
         raise CheckpointError(f"{name!r} {what}. {_EXPECTED}")
-    if head.startswith(b"PK"):
-        check_archive(path)
+    if head.startswith(b"PK") and (damage := find_damage(path)) is not None:
+        raise CheckpointError(f"{name!r} is truncated or damaged: {damage}. {_EXPECTED}")
     try:
         if head[8:9] == b"{":
             return safetensors.torch.load_file(path)

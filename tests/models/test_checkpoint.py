@@ -259,13 +259,18 @@ def test_first_layer_is_adapted_to_other_channels(name, in_chans, tmp_path):
     assert_same(model.state_dict(), expected)
 
 
-def test_channels_that_timm_does_not_adapt_stay_misshapen():
-    model = timm.create_model("test_vmamba", in_chans=3)
-    source = timm.create_model("test_vmamba", in_chans=5).state_dict()
-    kept = model.stem[0].conv.weight.clone()
-    report = load_checkpoint(model, source, strict=False)
-    assert [m.name for m in report.misshapen] == ["stem.0.conv.weight"] and not report.all_but_classifier
-    assert torch.equal(model.stem[0].conv.weight, kept)
+@pytest.mark.parametrize(("found", "wanted"), [(1, 3), (4, 3), (5, 1)])
+def test_first_layer_is_adapted_from_other_channels(found, wanted):
+    """Repeated in order and scaled, so that an image of equal channels gives what it gave; summed for one."""
+    source = timm.create_model("test_vmamba", num_classes=7, in_chans=found)
+    model = timm.create_model("test_vmamba", num_classes=7, in_chans=wanted)
+    assert load_checkpoint(model, source.state_dict(), strict=False).matches
+    weight = source.stem[0].conv.weight
+    repeated = torch.stack([weight[:, i % found] for i in range(wanted)], 1) * found / wanted
+    expected = weight.sum(1, keepdim=True) if wanted == 1 else repeated
+    torch.testing.assert_close(model.stem[0].conv.weight, expected)
+    layer = source.state_dict() | {"stem.0.conv.weight": torch.zeros(9, found, 3, 3)}
+    assert [m.name for m in load_checkpoint(model, layer, strict=False).misshapen] == ["stem.0.conv.weight"]
 
 
 @pytest.mark.parametrize("name", [*ganglion.list_models("test_*"), "vmamba_nano", "sparx_swin_nano"])

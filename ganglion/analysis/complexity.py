@@ -196,7 +196,7 @@ def _selective_scan_flop(u, delta, A, *args, out_shape=None, **kwargs) -> int:
 
 
 @register_flop_formula(torch.ops.ganglion.selective_scan_backward)
-def _selective_scan_backward_flop(grad_y, *args, out_shape=None, **kwargs) -> int:
+def _selective_scan_backward_flop(grad_y, grad_last_state, *args, out_shape=None, **kwargs) -> int:
     return 2 * _selective_scan_flop(*args)
 
 

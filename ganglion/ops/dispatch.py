@@ -12,7 +12,19 @@ and a module for every operator that it has, named as the operator. The module o
     backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes)
         -> (grad_x, grad_proj, grad_dt_weight, grad_dt_bias, grad_A, grad_D or None)
 
-with the shapes and dtypes of `ganglion.ops.scan2d`. Backends compute the same function; they differ in speed.
+with the shapes and dtypes of `ganglion.ops.scan2d`. The module of `selective_scan` has
+
+    rejects(u, *, d_state) -> str | None
+    forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus) -> (y, last_state, carry)
+    backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, initial_state, carry, delta_softplus)
+        -> the gradients of u, ..., initial_state, each in its tensor's dtype; None for tensors that are None
+
+with the shapes and dtypes of `ganglion.ops.selective_scan`, of any strides and none empty. B and C are constant (D, N)
+or grouped (B, G, N, L), with one G for both. A, D, delta_bias, the states and their gradients have the state's dtype:
+float64 if u has it, and then everything does, else float32. carry (B, ceil(L / CHUNK), N, D) is the state before every
+CHUNK-th step (`ganglion.ops.routes`).
+
+Backends compute the same function; they differ in speed.
 """
 
 from __future__ import annotations

@@ -30,12 +30,22 @@ def linear_recurrence(a: Tensor, b: Tensor) -> Tensor:
 
 
 def forward(
-    x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, keep_L: Tensor | None
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLND: Tensor,
+    C_BLND: Tensor,
+    keep_L: Tensor | None = None,
+    first_BND: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y (B, L, D) and the states h (B, L, N, D). keep_L is 0 where the state restarts, else 1."""
-    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLN, keep_L)
+    """y (B, L, D) and the states h (B, L, N, D).
+
+    B and C: (B, L, N, 1), or constant (1, 1, N, D). keep_L is 0 where the state restarts, else 1. first_BND: the state
+    before the first step, zero if None.
+    """
+    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLND, keep_L, first_BND)
     h = linear_recurrence(a, b)
-    return (C_BLN[..., None] * h).sum(2), h
+    return (C_BLND * h).sum(2), h
 
 
 def backward(
@@ -43,24 +53,33 @@ def backward(
     x_BLD: Tensor,
     dt_BLD: Tensor,
     A_DN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    keep_L: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, dt, A, B and C. The states are computed again."""
-    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLN, keep_L)
+    B_BLND: Tensor,
+    C_BLND: Tensor,
+    keep_L: Tensor | None = None,
+    first_BND: Tensor | None = None,
+    grad_last_BND: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C and the state before the first step, given those of y and of the last state.
+
+    The states are computed again.
+    """
+    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLND, keep_L, first_BND)
     h = linear_recurrence(a, b)
-    grad_C = torch.einsum("bld,blnd->bln", grad_y_BLD, h)
+    grad_C = _sum_products(h, grad_y_BLD, C_BLND)
     # The adjoint state runs backwards: g_t = C_t * grad_y_t + a_{t+1} * g_{t+1}.
     a_next = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], dim=1)
-    g = linear_recurrence(a_next.flip(1), (C_BLN[..., None] * grad_y_BLD[:, :, None]).flip(1)).flip(1)
-    grad_B = torch.einsum("blnd,bld->bln", g, dt_BLD * x_BLD)
-    grad_dtx = (g * B_BLN[..., None]).sum(2)
-    h_before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], dim=1)
+    from_y = C_BLND * grad_y_BLD[:, :, None]
+    if grad_last_BND is not None:
+        from_y[:, -1] += grad_last_BND
+    g = linear_recurrence(a_next.flip(1), from_y.flip(1)).flip(1)
+    grad_B = _sum_products(g, dt_BLD * x_BLD, B_BLND)
+    grad_dtx = (g * B_BLND).sum(2)
+    first = torch.zeros_like(h[:, :1]) if first_BND is None else first_BND[:, None]
+    h_before = torch.cat([first, h[:, :-1]], dim=1)
     grad_log_a = g * a * h_before
     grad_A = torch.einsum("blnd,bld->dn", grad_log_a, dt_BLD)
     grad_dt = torch.einsum("blnd,dn->bld", grad_log_a, A_DN) + grad_dtx * x_BLD
-    return grad_dtx * dt_BLD, grad_dt, grad_A, grad_B, grad_C
+    return grad_dtx * dt_BLD, grad_dt, grad_A, grad_B, grad_C, a[:, 0] * g[:, 0]
 
 
 def softplus_grad(v: Tensor) -> Tensor:
@@ -69,10 +88,25 @@ def softplus_grad(v: Tensor) -> Tensor:
 
 
 def _coefficients(
-    x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, keep_L: Tensor | None
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLND: Tensor,
+    keep_L: Tensor | None,
+    first_BND: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """a and b of the recurrence, (B, L, N, D): A is discretised by zero-order hold, B by Euler's rule."""
     a = torch.exp(dt_BLD[:, :, None] * A_DN.T)
     if keep_L is not None:
         a = a * keep_L[:, None, None]
-    return a, B_BLN[..., None] * (dt_BLD * x_BLD)[:, :, None]
+    b = B_BLND * (dt_BLD * x_BLD)[:, :, None]
+    if first_BND is not None:
+        b[:, 0] += a[:, 0] * first_BND
+    return a, b
+
+
+def _sum_products(h_BLND: Tensor, v_BLD: Tensor, like: Tensor) -> Tensor:
+    """h * v summed to the shape of B or C."""
+    if like.shape[3] != 1:
+        return torch.einsum("blnd,bld->nd", h_BLND, v_BLD)[None, None]
+    return torch.einsum("blnd,bld->bln", h_BLND, v_BLD)[..., None].sum_to_size(like.shape)

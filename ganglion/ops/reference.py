@@ -24,26 +24,21 @@ def selective_scan_reference(
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
+    z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-) -> Tensor:
-    """The 1-D selective scan (Mamba, Gu and Dao 2024, section 3.2).
-
-        dt = softplus(delta + delta_bias);  h = exp(dt * A) * h + dt * B * u;  y = <C, h> + D * u
-
-    u, delta: (B, K * D, L); A: (K * D, N); B, C: (B, K, N, L); D, delta_bias: (K * D,) or None.
-    Channel k * D + d uses group k of B and C. Returns (B, K * D, L) in u's dtype, computed in at least
-    float32.
-    """
+    return_last_state: bool = False,
+    initial_state: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The 1-D selective scan, arguments and results as of `selective_scan`, which states the formula."""
     work = torch.promote_types(u.dtype, torch.float32)
-    per_group = u.shape[1] // B.shape[1]
     u_, dt, A_ = u.to(work), delta.to(work), A.to(work)
-    B_, C_ = (t.to(work).repeat_interleave(per_group, dim=1) for t in (B, C))  # (B, K * D, N, L)
+    B_, C_ = (_per_channel(t.to(work), u.shape[1], u.shape[2]) for t in (B, C))
     if delta_bias is not None:
         dt = dt + delta_bias.to(work)[:, None]
     if delta_softplus:
         dt = F.softplus(dt)
-    h = u_.new_zeros(*u.shape[:2], A.shape[1])  # (B, K * D, N)
+    h = u_.new_zeros(*u.shape[:2], A.shape[1]) if initial_state is None else initial_state.to(work)
     ys = []
     for t in range(u.shape[2]):
         dt_t = dt[:, :, t, None]
@@ -52,7 +47,18 @@ def selective_scan_reference(
     y = torch.stack(ys, dim=2) if ys else torch.zeros_like(u_)
     if D is not None:
         y = y + D.to(work)[:, None] * u_
-    return y.to(u.dtype)
+    if z is not None:
+        y = y * F.silu(z.to(work))
+    return (y.to(u.dtype), h) if return_last_state else y.to(u.dtype)
+
+
+def _per_channel(B: Tensor, channels: int, length: int) -> Tensor:
+    """B or C, constant (D, N), shared (B, N, L) or grouped (B, G, N, L), as (B, D, N, L); B may be 1."""
+    if B.ndim == 2:
+        return B[None, ..., None].expand(1, -1, -1, length)
+    if B.ndim == 3:
+        B = B[:, None]
+    return B.repeat_interleave(channels // B.shape[1], dim=1)
 
 
 def scan2d_reference(
@@ -86,8 +92,9 @@ def scan2d_reference(
                 B_BLN[:, part].mT[:, None],
                 C_BLN[:, part].mT[:, None],
                 None if D is None else D[k],
-                dt_bias[k],
+                delta_bias=dt_bias[k],
                 delta_softplus=True,
             )
+            assert isinstance(y_BDL, Tensor)
             y_BLD = y_BLD.index_add(1, order[part], y_BDL.mT)
     return y_BLD.reshape(x.shape).to(x.dtype)

@@ -1,19 +1,36 @@
+"""`selective_scan` on every backend that runs here, against the reference loop in float64 and the published kernels."""
+
 from __future__ import annotations
+
+import inspect
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from ganglion.ops import selective_scan, selective_scan_reference
+from ganglion.ops import BackendError, selective_scan, selective_scan_reference
+from ganglion.ops.dispatch import BACKENDS
 from tests.golden_data import load
 from tests.tolerances import assert_close, relative_rms
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+SEQUENCES = ("u", "delta", "B", "C", "z")
 GOLDEN = load("ops")
 CASES = sorted(GOLDEN.meta["ss"])
+BACKEND_NAMES = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            BACKENDS[name].unavailable() is not None or not hasattr(BACKENDS[name], "selective_scan"),
+            reason="not available here",
+        ),
+    )
+    for name in ("cpu", "torch")
+]
 
 
-def golden_inputs(case: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def golden_inputs(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
     keys = {name: f"ss.{case}.in.{name}" for name in NAMES}
     return {n: GOLDEN[k].to(dtype).requires_grad_() for n, k in keys.items() if k in GOLDEN.arrays}
 
@@ -31,60 +48,363 @@ def test_golden_outputs_and_gradients(case, dtype, scan):
         assert relative_rms(grad, GOLDEN[f"ss.{case}.grad.{name}"]) <= bound, name
 
 
-def inputs(batch=2, groups=2, channels=3, length=7, state=2, dtype=torch.float64):
-    torch.manual_seed(0)
+def inputs(
+    batch=2,
+    groups=2,
+    channels=3,
+    length=7,
+    state=2,
+    dtype=torch.float64,
+    B="grouped",
+    C="grouped",
+    without=(),
+) -> dict[str, Tensor]:
+    """Arguments of `selective_scan` with gradients; channels are those of a group."""
+    generator = torch.Generator().manual_seed(0)
     wide = groups * channels
+    weights = {"constant": (wide, state), "shared": (batch, state, length)}
+    weights["grouped"] = (batch, groups, state, length)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
     args = {
-        "u": torch.randn(batch, wide, length),
-        "delta": torch.randn(batch, wide, length),
-        "A": -torch.rand(wide, state) * 2,
-        "B": torch.randn(batch, groups, state, length),
-        "C": torch.randn(batch, groups, state, length),
-        "D": torch.randn(wide),
-        "delta_bias": torch.randn(wide),
+        "u": normal(batch, wide, length),
+        "delta": normal(batch, wide, length),
+        "A": -normal(wide, state).exp(),
+        "B": normal(*weights[B]),
+        "C": normal(*weights[C]),
+        "D": normal(wide),
+        "z": normal(batch, wide, length),
+        "delta_bias": normal(wide) - 1,
+        "initial_state": normal(batch, wide, state),
     }
-    return {name: t.to(dtype).requires_grad_() for name, t in args.items()}
+    work = torch.promote_types(dtype, torch.float32)
+    kept = {name: t for name, t in args.items() if name not in without}
+    return {name: t.to(dtype if name in SEQUENCES else work).requires_grad_() for name, t in kept.items()}
 
 
-def test_gradcheck():
-    args = inputs()
-    assert gradcheck(lambda *a: selective_scan(*a, delta_softplus=True), tuple(args.values()))
+def run(scan, args: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+    """y, the last state and every gradient of both together."""
+    y, last_state = scan(**args, **{"delta_softplus": True, "return_last_state": True} | kwargs)
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [
+        torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in (y, last_state)
+    ]
+    grads = torch.autograd.grad([y, last_state], list(args.values()), cotangents)
+    return {"y": y, "last_state": last_state, **dict(zip(args, grads, strict=True))}
 
 
-def test_opcheck():
+def exact(args: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().double().requires_grad_() for name, t in args.items()}
+
+
+def check(args: dict[str, Tensor], backend: str, **kwargs) -> None:
+    found = run(selective_scan, args, backend=backend, **kwargs)
+    expected = run(selective_scan_reference, exact(args), **kwargs)
+    for name, tensor in found.items():
+        assert tensor.dtype == args.get(name, args["A"] if name == "last_state" else args["u"]).dtype, name
+        # Sums over all positions of rounded halves are float32 themselves.
+        half = args["u"].dtype if args["u"].dtype.itemsize == 2 else None
+        assert_close(tensor, expected[name], half, name)
+
+
+def test_the_signature_is_the_published_one_and_more():
+    names = list(inspect.signature(selective_scan).parameters)
+    published = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus", "return_last_state"]
+    assert names == [*published, "initial_state", "backend"]
+    assert names[:-1] == list(inspect.signature(selective_scan_reference).parameters)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("C", ["constant", "shared", "grouped"])
+@pytest.mark.parametrize("B", ["constant", "shared", "grouped"])
+def test_every_form_of_B_and_C_equals_the_reference(B, C, backend):
+    check(inputs(B=B, C=C, length=70, dtype=torch.float32), backend)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("softplus", [True, False])
+@pytest.mark.parametrize("without", [(), *((name,) for name in NAMES[5:]), NAMES[5:]])
+def test_every_option_equals_the_reference(without, softplus, backend):
+    args = inputs(without=without, dtype=torch.float32)
+    with torch.no_grad():
+        args["delta"].abs_()
+    check(args, backend, delta_softplus=softplus)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("state", [1, 4, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_dtype_and_state_equals_the_reference(dtype, state, backend):
+    check(inputs(state=state, length=50, dtype=dtype), backend)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 128, 500])
+def test_every_length_equals_the_reference(length, backend):
+    check(inputs(length=length, dtype=torch.float32), backend)
+
+
+def test_length_3136_in_float64():
+    """Also where softplus is the identity."""
+    args = inputs(batch=1, groups=1, channels=1, length=3136, state=1)
+    with torch.no_grad():
+        args["delta"][:, :, ::3] += 25
+    check(args, "torch")
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("wide", SEQUENCES)
+def test_dtypes_may_differ(wide, backend):
+    """One tensor in float32 among bfloat16."""
+    args = inputs(dtype=torch.bfloat16, length=70)
+    args[wide] = args[wide].detach().float().requires_grad_()
+    found = run(selective_scan, args, backend=backend)
+    expected = run(selective_scan_reference, exact(args))
+    for name, tensor in found.items():
+        assert_close(tensor, expected[name], torch.bfloat16, name)
+    assert found["y"].dtype == args["u"].dtype
+    assert all(found[name].dtype == t.dtype for name, t in args.items())
+
+
+def test_the_state_has_the_precision_of_u():
     args = inputs(dtype=torch.float32)
-    args.pop("D")
-    torch.library.opcheck(torch.ops.ganglion.selective_scan, (*args.values(), True))
+    doubled = {n: t if n == "u" else t.detach().double().requires_grad_() for n, t in args.items()}
+    found, expected = run(selective_scan, doubled), run(selective_scan, args)
+    assert found["y"].dtype == found["last_state"].dtype == torch.float32
+    for name, t in found.items():
+        torch.testing.assert_close(t.float(), expected[name])
+    args["u"] = args["u"].detach().double().requires_grad_()
+    assert run(selective_scan, args)["last_state"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 500])
-def test_any_length_equals_the_reference(length):
-    args = inputs(length=length, dtype=torch.float32)
-    exact = {name: t.detach().double() for name, t in args.items()}
-    y = selective_scan(**args, delta_softplus=True)
-    assert_close(y, selective_scan_reference(**exact, delta_softplus=True))
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_D_is_added_before_rounding(backend):
+    """In float32: D u alone fills a half's mantissa."""
+    args = {n: t.detach() for n, t in inputs(dtype=torch.bfloat16, length=60, without=("z",)).items()}
+    y = selective_scan(**args, backend=backend)
+    expected = selective_scan_reference(**args)
+    assert (y == expected).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
-    args = inputs(length=50, dtype=dtype)
-    exact = {name: t.detach().double() for name, t in args.items()}
-    y = selective_scan(**args, delta_softplus=True)
-    assert y.dtype == dtype
-    assert_close(y, selective_scan_reference(**exact, delta_softplus=True))
+@pytest.mark.parametrize("B", ["constant", "shared", "grouped"])
+def test_gradcheck(B):
+    args = inputs(batch=1, channels=2, length=5, B=B)
+
+    def scan(*tensors):
+        named = dict(zip(args, tensors, strict=True))
+        return selective_scan(**named, delta_softplus=True, return_last_state=True, backend="torch")
+
+    assert gradcheck(scan, tuple(args.values()))
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("without", [(), NAMES[5:]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype, without, backend):
+    args = inputs(dtype=dtype, without=without)
+    args["u"] = args["u"].detach().mT.contiguous().mT.requires_grad_()
+    ordered = [args.get(name) for name in NAMES]
+    torch.library.opcheck(torch.ops.ganglion.selective_scan, (*ordered, True, backend))
+    detached = [t if t is None else t.detach() for t in ordered]
+    y, last_state, carry = torch.ops.ganglion.selective_scan(*detached, True, backend)
+    torch.library.opcheck(
+        torch.ops.ganglion.selective_scan_backward, (y, last_state, *detached, carry, True, backend)
+    )
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_inputs_of_any_strides(backend):
+    """Channels last, a slice of a wider projection, every second position, one value for all."""
+    args = {name: t.detach() for name, t in inputs(length=70, dtype=torch.float32).items()}
+    dense = dict(args)
+    args["u"] = args["u"].mT.contiguous().mT
+    args["z"] = torch.cat([args["u"], args["z"]], dim=1)[:, args["u"].shape[1] :]
+    args["delta"] = args["delta"].repeat_interleave(2, dim=2)[..., ::2]
+    args["B"] = torch.cat([args["B"], args["C"]], dim=2)[:, :, : args["B"].shape[2]]
+    args["C"] = args["C"].transpose(1, 3).contiguous().transpose(1, 3)
+    dense["D"] = torch.full_like(dense["D"], 0.5)
+    args["D"] = torch.tensor(0.5).expand_as(dense["D"])
+    args["A"], args["initial_state"] = (args[n].mT.contiguous().mT for n in ("A", "initial_state"))
+    found, expected = (
+        run(selective_scan, {n: t.requires_grad_() for n, t in a.items()}, backend=backend)
+        for a in (args, dense)
+    )
+    for name, t in found.items():
+        torch.testing.assert_close(t, expected[name])
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_carries_are_the_states_before_each_chunk(backend):
+    args = inputs(length=140, dtype=torch.float32)
+    _, _, carry = torch.ops.ganglion.selective_scan(*args.values(), True, backend)
+    carry = carry.unflatten(1, (3, 2, 6))
+    for i in range(3):
+        part = {n: t[..., : 64 * i] if n in SEQUENCES else t for n, t in exact(args).items()}
+        _, state = selective_scan_reference(**part, delta_softplus=True, return_last_state=True)
+        assert_close(carry[:, i].mT, state)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_a_sequence_may_be_scanned_in_pieces(backend):
+    args = {n: t.detach() for n, t in inputs(length=100, dtype=torch.float32).items()}
+    args["delta_softplus"] = args["return_last_state"] = True
+    y, last_state = selective_scan(**args, backend=backend)
+    ys, state = [], args["initial_state"]
+    for piece in (slice(0, 1), slice(1, 70), slice(70, 100)):
+        part = {n: t[..., piece] if n in SEQUENCES else t for n, t in args.items()}
+        y_part, state = selective_scan(**part | {"initial_state": state}, backend=backend)
+        ys.append(y_part)
+    torch.testing.assert_close(torch.cat(ys, dim=2), y)
+    torch.testing.assert_close(state, last_state)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["u", "delta"])
+def test_nan_and_inf_go_on_in_their_channel_only(name, value, backend):
+    args = {n: t.detach() for n, t in inputs(length=80, dtype=torch.float32).items()}
+    args[name][1, 4, 30] = value
+    y = selective_scan(**args, delta_softplus=True, backend=backend)
+    expected = selective_scan_reference(**args, delta_softplus=True)
+    assert torch.equal(y.isfinite(), expected.isfinite())
+    bad = ~y.isfinite()
+    assert bad[1, 4, 30:].any() and not bad[1, 4, :30].any()
+    bad[1, 4] = False
+    assert not bad.any()
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_strong_decay_and_large_steps_stay_finite(scale, backend):
+    args = inputs(length=80, dtype=torch.float32)
+    with torch.no_grad():
+        args["A"].mul_(scale)
+        args["delta_bias"].add_(30)
+    check(args, backend)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("without", [(), ("initial_state",)])
+@pytest.mark.parametrize("size", [{"batch": 0}, {"channels": 0}, {"length": 0}])
+def test_empty_inputs_give_empty_outputs_and_zero_gradients(size, without, backend):
+    args = inputs(**size, without=without, dtype=torch.float32)
+    found = run(selective_scan, args, backend=backend)
+    assert found["y"].shape == args["u"].shape
+    assert found["last_state"].shape == (*args["u"].shape[:2], 2)
+    for name, t in args.items():
+        assert found[name].shape == t.shape
+        assert name == "initial_state" or not found[name].any()
+    if "length" in size and not without:
+        assert torch.equal(found["last_state"], args["initial_state"])
+        assert found["initial_state"].any()
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_two_runs_are_equal(backend):
+    first, second = (
+        run(selective_scan, inputs(length=150, dtype=torch.float32), backend=backend) for _ in "ab"
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_what_a_training_step_keeps(backend):
+    """The inputs, which are there anyway, and one state in 64 steps."""
+    kept = []
+    args = inputs(batch=1, channels=16, length=640, state=8, dtype=torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        selective_scan(**args, backend=backend)
+    own = {t.data_ptr() for t in args.values()}
+    assert sum(t.numel() for t in kept if t.data_ptr() not in own) == args["u"].numel() * 8 // 64
+
+
+class Scan(nn.Module):
+    def forward(self, u, delta, A, B, C, D, z, delta_bias, initial_state):
+        return torch.ops.ganglion.selective_scan(
+            u, delta, A, B, C, D, z, delta_bias, initial_state, True, "auto"
+        )[0]
+
+
+def test_compiles_without_a_break_for_any_batch_and_length():
+    torch._dynamo.reset()
+    compiled = torch.compile(selective_scan, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, length in [(2, 7), (3, 100), (4, 65)]:
+        args = inputs(batch=batch, length=length, dtype=torch.float32)
+        found, expected = run(compiled, args), run(selective_scan, args)
+        for name, t in found.items():
+            torch.testing.assert_close(t, expected[name])
+
+
+def test_exports_with_dynamic_batch_and_length():
+    args = [t.detach() for t in inputs(dtype=torch.float32).values()]
+    both, sizes = {0: torch.export.Dim.DYNAMIC}, {}
+    for name in NAMES:
+        sizes[name] = (
+            {**both, inputs()[name].ndim - 1: torch.export.Dim.DYNAMIC} if name in SEQUENCES else None
+        )
+    sizes["initial_state"] = both
+    program = torch.export.export(Scan(), tuple(args), dynamic_shapes=sizes)
+    other = [t.detach() for t in inputs(batch=3, length=90, dtype=torch.float32).values()]
+    torch.testing.assert_close(program.module()(*other), Scan()(*other))
+
+
+def test_scripts_and_traces():
+    args = [t.detach() for t in inputs(dtype=torch.float32).values()]
+    expected = Scan()(*args)
+    assert torch.equal(torch.jit.script(Scan())(*args), expected)
+    assert torch.equal(torch.jit.trace(selective_scan, tuple(args[:5]))(*args[:5]), selective_scan(*args[:5]))
+    assert torch.equal(torch.fx.symbolic_trace(Scan())(*args), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "message"),
+    ("name", "value", "error", "message"),
     [
-        ("u", (2, 6), r"u has shape \(2, 6\): expected \(B, G \* D, L\)"),
-        ("A", (6, 0), "N >= 1"),
-        ("B", (2, 4, 2, 7), "6 channels, B 4 groups"),
-        ("delta", (2, 6, 8), r"delta has shape \(2, 6, 8\): expected \(2, 6, 7\)"),
-        ("D", (5,), r"D has shape \(5,\): expected \(6,\)"),
+        ("u", torch.zeros(2, 6), ValueError, r"u has shape \(2, 6\): expected \(B, D, L\)"),
+        ("u", torch.zeros(2, 6, 7, dtype=torch.int64), TypeError, "u has dtype torch.int64"),
+        ("A", torch.zeros(6, 0), ValueError, "N >= 1"),
+        ("A", torch.zeros(5, 2), ValueError, r"A has shape \(5, 2\): expected \(6, N\)"),
+        (
+            "A",
+            torch.zeros(6, 2, dtype=torch.complex64),
+            TypeError,
+            "A has dtype torch.complex64.*the complex",
+        ),
+        ("B", torch.zeros(2, 4, 2, 7), ValueError, "6 channels, B 4 groups"),
+        ("B", torch.zeros(2, 0, 2, 7), ValueError, "6 channels, B 0 groups"),
+        ("B", torch.zeros(2, 3, 2, 7), ValueError, "B has 3 groups and C 2"),
+        ("B", torch.zeros(2, 2, 14), ValueError, r"B has shape \(2, 2, 14\): expected \(2, 2, 7\)"),
+        ("C", torch.zeros(2, 6), ValueError, r"C has shape \(2, 6\): expected \(6, 2\)"),
+        ("C", torch.zeros(7), ValueError, r"C has shape \(7,\): expected \(6, 2\), \(2, 2, 7\) or"),
+        ("delta", torch.zeros(2, 6, 8), ValueError, r"delta has shape \(2, 6, 8\): expected \(2, 6, 7\)"),
+        ("D", torch.zeros(5), ValueError, r"D has shape \(5,\): expected \(6,\)"),
+        ("z", torch.zeros(2, 1, 7), ValueError, r"z has shape \(2, 1, 7\): expected \(2, 6, 7\)"),
+        ("delta_bias", torch.zeros(6, 1), ValueError, r"delta_bias has shape \(6, 1\): expected \(6,\)"),
+        ("initial_state", torch.zeros(6, 2), ValueError, r"initial_state has .*expected \(2, 6, 2\)"),
+        ("z", torch.zeros(2, 6, 7, device="meta"), ValueError, "z is on meta, u on cpu"),
+        ("A", torch.zeros(6, 2, device="meta"), ValueError, "A is on meta, u on cpu"),
     ],
 )
-def test_wrong_shapes_are_named(name, shape, message):
-    args = inputs() | {name: torch.zeros(shape, dtype=torch.float64)}
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_are_named(name, value, error, message):
+    args = inputs(dtype=torch.float32) | {name: value}
+    with pytest.raises(error, match=message):
         selective_scan(**args)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("A", torch.bfloat16), ("B", torch.float64), ("initial_state", torch.float64)]
+)
+def test_the_operator_itself_names_dtypes_that_do_not_go_together(name, dtype):
+    args = inputs(dtype=torch.bfloat16)
+    args[name] = args[name].to(dtype)
+    with pytest.raises(TypeError, match=f"{name} has dtype {dtype}"):
+        torch.ops.ganglion.selective_scan(*args.values(), True, "auto")
+
+
+def test_a_backend_can_be_forced_and_forbidden():
+    args = inputs(dtype=torch.float32)
+    with pytest.raises(BackendError, match="no backend serves selective_scan"):
+        selective_scan(**args, backend="triton")
+    with pytest.raises(ValueError, match="backend: unknown backend 'gpu'"):
+        selective_scan(**args, backend="gpu")

@@ -1,10 +1,10 @@
 """The `torch` backend: any device, any floating dtype, no compiler, no Python loop over positions."""
 
-from . import scan2d
+from . import scan2d, selective_scan
 
 DEVICES = None
 
-__all__ = ["DEVICES", "scan2d", "unavailable"]
+__all__ = ["DEVICES", "scan2d", "selective_scan", "unavailable"]
 
 
 def unavailable() -> str | None:

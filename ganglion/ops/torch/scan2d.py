@@ -36,7 +36,7 @@ def forward(
     carries = []
     for k, order, keep, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
         dt = F.softplus(dt_low @ dt_weight[k].T + dt_bias[k])
-        y_route, h = recurrence.forward(x_BLD, dt, A[k], B_BLN, C_BLN, keep)
+        y_route, h = recurrence.forward(x_BLD, dt, A[k], B_BLN[..., None], C_BLN[..., None], keep)
         y_BLD[:, order] += y_route
         first = torch.zeros_like(h[:, :1])
         carries.append(torch.cat([first, h[:, CHUNK - 1 : -1 : CHUNK]], dim=1))
@@ -67,14 +67,14 @@ def backward(
     grad_dt_weight, grad_dt_bias, grad_A = (torch.empty_like(t) for t in (dt_weight, dt_bias, A))
     for k, order, keep, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
         v = dt_low @ dt_weight[k].T + dt_bias[k]
-        grad_route, grad_dt, grad_A[k], grad_B, grad_C = recurrence.backward(
-            grad_y_BLD[:, order], x_BLD, F.softplus(v), A[k], B_BLN, C_BLN, keep
+        grad_route, grad_dt, grad_A[k], grad_B, grad_C, _ = recurrence.backward(
+            grad_y_BLD[:, order], x_BLD, F.softplus(v), A[k], B_BLN[..., None], C_BLN[..., None], keep
         )
         grad_x[:, order] += grad_route
         grad_v = grad_dt * recurrence.softplus_grad(v)
         grad_dt_bias[k] = grad_v.sum((0, 1))
         grad_dt_weight[k] = torch.einsum("bld,blr->dr", grad_v, dt_low)
-        grad_proj[:, order, k] = torch.cat([grad_v @ dt_weight[k], grad_B, grad_C], dim=-1)
+        grad_proj[:, order, k] = torch.cat([grad_v @ dt_weight[k], grad_B[..., 0], grad_C[..., 0]], dim=-1)
     grad_D = None
     if D is not None:
         grad_x += D.sum(0) * grad_y_BLD

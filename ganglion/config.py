@@ -22,6 +22,12 @@ def check_literals(config: Any) -> None:
             )
 
 
+def check_choice(kind: str, value: object, literal: Any) -> None:
+    """Raise ValueError, with the nearest valid value, unless `value` is one of a `Literal`'s."""
+    if value not in get_args(literal):
+        raise ValueError(unknown(kind, value, map(str, get_args(literal))))
+
+
 def check_positive(config: Any, *names: str) -> None:
     """Raise ValueError, naming field and value, unless the fields are (sequences of) numbers above zero."""
     for name in names:

@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import ops  # noqa: F401 - registers the operators that are given formulas here
+from ..errors import unknown
 from ..layers.block import IdentityScale
 from ..layers.dmca import ChannelAttention
 
@@ -141,7 +142,7 @@ def activation_memory(
     Raises ValueError for an unknown mode.
     """
     if mode not in ("inference", "training"):
-        raise ValueError(f"mode {mode!r}: expected 'inference' or 'training'")
+        raise ValueError(unknown("mode", mode, ("inference", "training")))
     training = mode == "training"
     shape = (batch_size, in_chans, *_pair(img_size))
     with ExitStack() as stack:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import check_choice
 from .basic import Linear2d
 from .dmca import DMCA, Fusion, conv_bn, project_earlier, spatial_reduction
 from .mlp import ConvFFN
@@ -198,7 +199,10 @@ def make_aggregator(
 
     sr_ratio: reduction of the attention's tokens. groups: of DMCA's channels, or heads of a spatial attention.
     skip, learned_scale: of DMCA.
+
+    Raises ValueError for an unknown name.
     """
+    check_choice("aggregator", name, AggregatorName)
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
     if name == "dmca":
         return DMCA(

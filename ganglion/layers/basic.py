@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ..config import check_choice
 from ..ops.depthwise import depthwise_conv2d, is_depthwise
 
 Norm = Literal["ln", "bn", "gn"]
@@ -21,7 +22,11 @@ Act = Literal["silu", "gelu", "relu"]
 
 
 def make_norm(kind: Norm, channels: int, *, device=None, dtype=None) -> nn.Module:
-    """ "ln" LayerNorm over channels, "bn" BatchNorm, "gn" GroupNorm with one group (over C, H and W); eps 1e-5."""
+    """ "ln" LayerNorm over channels, "bn" BatchNorm, "gn" GroupNorm with one group (over C, H and W); eps 1e-5.
+
+    Raises ValueError for another name.
+    """
+    check_choice("norm", kind, Norm)
     if kind == "ln":
         return LayerNorm2d(channels, eps=1e-5, device=device, dtype=dtype)
     if kind == "bn":
@@ -96,8 +101,13 @@ class GELU2d(nn.GELU):
         return F.gelu(input.permute(0, 2, 3, 1), approximate=self.approximate).permute(0, 3, 1, 2)
 
 
-#: Activation modules by name.
-ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": GELU2d, "relu": nn.ReLU}
+_ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": GELU2d, "relu": nn.ReLU}
+
+
+def make_act(name: Act) -> nn.Module:
+    """The activation of a map. Raises ValueError for an unknown name."""
+    check_choice("activation", name, Act)
+    return _ACTS[name]()
 
 
 class ResidualDWConv(nn.Conv2d):

@@ -10,8 +10,10 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import check_choice
 from ..ops import Route, pattern
-from .basic import ACTS, Act, Conv2d, GELU2d, Linear2d, Projection, check_in_proj, linear, make_norm
+from ..ops.dispatch import check_request
+from .basic import Act, Conv2d, GELU2d, Linear2d, Projection, check_in_proj, linear, make_act, make_norm
 
 torch.fx.wrap("linear")
 
@@ -42,6 +44,7 @@ class SpatialSoftmax(nn.Module):
 
 
 def _make_out_norm(kind: OutNorm, channels: int, dd: dict) -> nn.Module:
+    check_choice("norm after the scan", kind, OutNorm)
     if kind in ("ln", "gn"):
         return make_norm(kind, channels, **dd)
     if kind in ("dwconv3", "ln_dwconv3"):
@@ -62,6 +65,8 @@ class SS2D(nn.Module):
     in_proj: replaces the input projection, see `check_in_proj`. It is how a ganglion layer
         reads earlier features (SparX, section 3.1).
     backend: of `ganglion.ops.scan2d`.
+
+    Raises ValueError for an unknown name.
     """
 
     def __init__(
@@ -87,6 +92,8 @@ class SS2D(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        check_choice("scan", scan, Scan)
+        check_request(backend)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = int(ssm_ratio * dim)
         self.d_inner, self.d_state, self.dt_rank = inner, d_state, dt_rank or math.ceil(dim / 16)
@@ -104,8 +111,8 @@ class SS2D(nn.Module):
             if d_conv > 0
             else nn.Identity()
         )
-        self.act = ACTS[act]()
-        self.gate_act = ACTS[act]() if gate_act else nn.Identity()
+        self.act = make_act(act)
+        self.gate_act = make_act(act) if gate_act else nn.Identity()
         self.x_proj_weight = nn.Parameter(torch.empty(n_routes, self.dt_rank + 2 * d_state, inner, **dd))
         self.dt_projs_weight = nn.Parameter(torch.empty(n_routes, inner, self.dt_rank, **dd))
         self.dt_projs_bias = nn.Parameter(torch.empty(n_routes, inner, **dd))
@@ -117,7 +124,11 @@ class SS2D(nn.Module):
         self.reset_scan_parameters(ssm_init)
 
     def reset_scan_parameters(self, init: SSMInit = "v0") -> None:
-        """Initialise the parameters of the scan: "v0" as Mamba, "v1" and "v2" as VMamba's studies."""
+        """Initialise the parameters of the scan: "v0" as Mamba, "v1" and "v2" as VMamba's studies.
+
+        Raises ValueError for another name.
+        """
+        check_choice("initialisation of the scan", init, SSMInit)
         nn.init.uniform_(self.x_proj_weight, -(self.d_inner**-0.5), self.d_inner**-0.5)
         nn.init.ones_(self.Ds)
         with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..config import check_choice
 from .basic import ConvNorm, Norm, PatchMerging
 
 Downsample = Literal["merge", "conv2", "conv3"]
@@ -45,7 +46,11 @@ def conv_stem(
     """Two 3x3 convolutions, GELU between (VMamba's stem v2, SparX's v1), of strides 2 and patch_size / 2.
 
     extra: a third one of stride 1 in the middle (SparX's stem v2). Side n becomes ceil(n / patch_size).
+
+    Raises ValueError unless patch_size is even.
     """
+    if patch_size < 2 or patch_size % 2:
+        raise ValueError(f"patch_size is {patch_size!r}: expected an even number of pixels")
     dd: dict[str, Any] = {"norm": norm, "bias": bias, "device": device, "dtype": dtype}
     half = dim // 2
     return Stem(
@@ -60,8 +65,9 @@ def make_downsample(
 ) -> nn.Module:
     """ "merge" Swin's patch merging, "conv2" a 2x2 and "conv3" a 3x3 convolution of stride 2 (VMamba's v1, v2, v3).
 
-    Side n becomes ceil(n / 2), with "conv2" n // 2.
+    Side n becomes ceil(n / 2), with "conv2" n // 2. Raises ValueError for another name.
     """
+    check_choice("downsampling", kind, Downsample)
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
     if kind == "merge":
         return PatchMerging(in_dim, out_dim, norm=norm, **dd)

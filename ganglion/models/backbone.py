@@ -15,6 +15,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint, reinit_non_persistent_buffers
 from torch import Tensor, nn
 
+from ..errors import unknown
 from .connections import STAGE_INPUT, Plan
 
 
@@ -212,7 +213,7 @@ class Backbone(nn.Module):
         Raises ValueError for another `output_fmt`.
         """
         if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt {output_fmt!r}: expected 'NCHW' or 'NHWC'")
+            raise ValueError(unknown("output_fmt", output_fmt, ("NCHW", "NHWC")))
         taken, last = feature_take_indices(len(self.stages), indices)
         maps = []
         x = self.pos_embed(self.stem(x))

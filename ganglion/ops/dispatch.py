@@ -66,6 +66,12 @@ def backends() -> list[BackendStatus]:
     return [BackendStatus(name=n, available=why is None, reason=why or "") for n, why in found.items()]
 
 
+def check_request(request: str, source: str = "backend") -> None:
+    """Raise ValueError, naming where the request comes from, unless `choose` knows it."""
+    if request not in _CHOICES:
+        raise ValueError(f"{source}: " + unknown("backend", request, _CHOICES))
+
+
 def choose(operator: str, x: Tensor, request: str = "auto", **sizes: int) -> ModuleType:
     """The backend's module that serves this call of an operator.
 
@@ -78,8 +84,7 @@ def choose(operator: str, x: Tensor, request: str = "auto", **sizes: int) -> Mod
     source = "backend"
     if request == "auto":
         request, source = os.environ.get(ENV, "auto"), ENV
-    if request not in _CHOICES:
-        raise ValueError(f"{source}: " + unknown("backend", request, _CHOICES))
+    check_request(request, source)
     forced = request in BACKENDS
     refusals: dict[str, str] = {}
     for name, backend in BACKENDS.items():

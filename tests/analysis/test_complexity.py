@@ -210,7 +210,7 @@ def test_bad_size(size):
 
 
 def test_bad_mode():
-    with pytest.raises(ValueError, match="mode 'train': expected 'inference' or 'training'"):
+    with pytest.raises(ValueError, match=r"unknown mode 'train'\. Did you mean 'training'"):
         activation_memory(nn.Identity(), 8, mode="train")
 
 

@@ -1,5 +1,6 @@
 """The recurrence that walks an image: tensors in, tensors out."""
 
+from .depthwise import causal_conv1d
 from .dispatch import BackendError, BackendStatus, backends
 from .reference import scan2d_reference, selective_scan_reference
 from .routes import PATTERNS, Route, pattern
@@ -12,6 +13,7 @@ __all__ = [
     "BackendStatus",
     "Route",
     "backends",
+    "causal_conv1d",
     "pattern",
     "scan2d",
     "scan2d_reference",

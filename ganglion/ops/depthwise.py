@@ -1,4 +1,4 @@
-"""Depthwise convolution of channels-last maps, trained on the CPU with a native kernel.
+"""Depthwise convolutions: of channels-last maps, trained on the CPU with a native kernel, and causal ones of sequences.
 
 The kernel computes the gradient of the weight, for which PyTorch takes ten times as long as for the convolution. All
 else is a convolution of PyTorch's: also the gradient of the map, with the kernel turned around.
@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
+from ..errors import unknown
 from . import cpu
+
+#: Taps of `causal_conv1d` and its activations.
+_WIDTHS = (2, 3, 4)
+_ACTIVATIONS = ("silu", "swish")
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -27,6 +32,64 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     if uses_kernel(x, weight, bias):
         return _DepthwiseConv2d.apply(x, weight, bias)  # pyright: ignore
     return _conv2d(x, weight, bias)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    seq_idx: None = None,
+    final_states_out: None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Depthwise convolution of each position with those before it (Mamba, Gu and Dao 2024, section 3.4).
+
+    The arguments are those of `causal_conv1d_fn`; positions before the first are zero, or `initial_states`.
+
+    x: (B, D, L). weight: (D, W), W of 2 to 4. bias: (D,). initial_states: (B, D, W - 1). Of any floating dtypes.
+    activation: None, or "silu" or "swish", which are the same.
+    seq_idx and final_states_out, sequences packed into one and memory for the final states, are not served.
+
+    Returns (B, D, L) in x's dtype; with return_final_states also the last W - 1 positions of x, (B, D, W - 1), as
+    `initial_states` of the sequence that follows.
+
+    Raises ValueError for shapes that do not fit and unknown activations, NotImplementedError for what is not served.
+    """
+    if seq_idx is not None:
+        raise NotImplementedError("seq_idx is not served: convolve the packed sequences one by one")
+    if final_states_out is not None:
+        raise NotImplementedError("final_states_out is not served: use what return_final_states returns")
+    if activation not in (None, *_ACTIVATIONS):
+        raise ValueError(unknown("activation", activation, _ACTIVATIONS))
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, D, L)")
+    batch, channels, _ = x.shape
+    if weight.ndim != 2 or weight.shape[0] != channels or weight.shape[1] not in _WIDTHS:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}: expected ({channels}, W), W of {_WIDTHS}, for x {tuple(x.shape)}"
+        )
+    before = weight.shape[1] - 1
+    expected = {"bias": (bias, (channels,)), "initial_states": (initial_states, (batch, channels, before))}
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: expected {shape} for x {tuple(x.shape)}"
+            )
+    padded = F.pad(x, (before, 0)) if initial_states is None else torch.cat([initial_states.to(x), x], dim=2)
+    # In the precision of the weight too, if it is the higher one.
+    work = torch.promote_types(x.dtype, weight.dtype)
+    bias = None if bias is None else bias.to(work)
+    if x.shape[2] > 0:
+        y = F.conv1d(padded.to(work), weight.to(work)[:, None], bias, groups=channels)
+    else:  # which conv1d refuses
+        y = x.to(work) * weight.to(work)[:, :1]
+    if activation is not None:
+        y = F.silu(y)
+    y = y.to(x.dtype)
+    return (y, padded[..., padded.shape[2] - before :].clone()) if return_final_states else y
 
 
 def is_depthwise(weight: Tensor, stride: Sequence[int], padding: Sequence[int], groups: int) -> bool:

@@ -19,12 +19,15 @@ from .models import (
     read_weights,
 )
 from .ops import Route, backends, scan2d, selective_scan
+from .tasks.loading import LoadedModel, load_model
+from .tasks.prediction import predict
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
     "LoadReport",
+    "LoadedModel",
     "Plan",
     "Route",
     "SparX",
@@ -35,7 +38,9 @@ __all__ = [
     "create_model",
     "list_models",
     "load_checkpoint",
+    "load_model",
     "plot_connections",
+    "predict",
     "read_weights",
     "scan2d",
     "selective_scan",

@@ -7,20 +7,32 @@ reason this package lies beside `ganglion`, whose import brings PyTorch and timm
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import backends, fit, info, predict, validate
+from . import backends, doctor, fit, info, predict, validate
 from .options import Parser
 
-VERBS = {"fit": fit, "validate": validate, "predict": predict, "info": info, "backends": backends}
+VERBS = {
+    "fit": fit,
+    "validate": validate,
+    "predict": predict,
+    "info": info,
+    "backends": backends,
+    "doctor": doctor,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit status; arguments that make no sense exit with status 2 and say why."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files and classes are printed on any terminal: what its encoding does not have is escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
         # OpenMP's threads spin at barriers. Where another process, such as a loader's, wants the same core, a training
         # step then takes thirty times as long.
@@ -39,6 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output, `head` for example, has seen enough. What is still buffered goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and not any(
+            words in said for words in ("out of memory", "allocate memory")
+        ):
+            raise
+        print(
+            f"ganglion {argv[0]}: error: out of memory: {said or 'MemoryError'}. Smaller batches or images need less.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
+
+from .common import print_json
+from .options import say_loading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,11 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    say_loading("PyTorch")
+
     from ganglion.ops import backends
 
     found = backends()
     if args.json:
-        print(json.dumps([asdict(status) for status in found], indent=2))
+        print_json([asdict(status) for status in found])
         return 0
     for status in found:
         print(f"{status.name:8} {'available' if status.available else 'not available: ' + status.reason}")

@@ -1,17 +1,28 @@
-"""What verbs share: kinds of arguments, tables, a line of progress, how a verb fails."""
+"""What verbs share: kinds of arguments, tables, JSON, a line of progress, how a verb fails.
+
+A verb's exit status is 0 if all went well; 1 if it could not do what it was asked, or found something wrong; 2 if the
+arguments make no sense. In each case a line on stderr says what.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import importlib.util
+import json
+import math
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
 
+    from ganglion.tasks.loading import LoadedModel
     from ganglion.tasks.metrics import Counts
 
 
@@ -51,10 +62,58 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
 
 
+def add_overwrite(group: argparse._ActionsContainer) -> None:
+    """The leave to write over files."""
+    group.add_argument("--overwrite", action="store_true", help="write over files that are there already")
+
+
+def check_writable(args: argparse.Namespace, *options: str) -> None:
+    """Exit with status 2 unless the files that these options name can be written, and none is there already.
+
+    To be called before anything is computed."""
+    seen: dict[Path, str] = {}
+    for option in options:
+        path: Path | None = getattr(args, option.removeprefix("--").replace("-", "_"))
+        if path is None:
+            continue
+        if path.is_dir() or not path.name:
+            args.parser.error(f"{option} {path}: it is a folder, expected a file")
+        if not os.access(path.parent, os.W_OK):
+            args.parser.error(f"{option} {path}: cannot write to the folder {str(path.parent)!r}")
+        if os.path.lexists(path) and not args.overwrite:
+            args.parser.error(f"{option} {path}: it is there already. Expected another name, or --overwrite")
+        if (other := seen.setdefault(path.resolve(), option)) != option:
+            args.parser.error(f"{other} and {option} name the same file, {path}")
+
+
+def need_extra(args: argparse.Namespace, option: str, package: str, extra: str) -> None:
+    """Exit with status 2 where an option needs a package that is not installed."""
+    if importlib.util.find_spec(package) is None:
+        args.parser.error(f"{option} needs {package}: pip install 'ganglion[{extra}]'")
+
+
 def fail(args: argparse.Namespace, error: object) -> NoReturn:
-    """Say what is wrong with what the arguments name, and exit with status 2."""
-    print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
-    sys.exit(2)
+    """Say what is wrong with what the arguments name, on stderr and, where JSON was asked for, in it; exit with 1."""
+    from ganglion.errors import shown
+
+    text = "\n".join(map(shown, str(error).splitlines()))
+    if getattr(args, "json", False):
+        print_json({"error": text})
+    print(f"{args.parser.prog}: error: {text}", file=sys.stderr)
+    sys.exit(1)
+
+
+def print_json(value: Any) -> None:
+    """Print what any reader of JSON takes: a float that is not finite is null."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def pick_device(args: argparse.Namespace) -> torch.device:
@@ -69,6 +128,18 @@ def pick_device(args: argparse.Namespace) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         fail(args, f"--device {args.device}: {str(error).partition(chr(10))[0]}")
     return device
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows, at least one, of the same columns. Raises OSError."""
+    from ganglion.errors import shown
+    from ganglion.files import replacing
+
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: shown(v) if isinstance(v, str) else v for key, v in row.items()})
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]) -> None:
@@ -106,3 +177,13 @@ class Progress:
         """Leave the terminal's line empty for what comes."""
         if self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr)
+
+
+def load(args: argparse.Namespace) -> LoadedModel:
+    """The network that --checkpoint and --model name. Exits with status 1 where it cannot be loaded."""
+    from ganglion.tasks.loading import load_model
+
+    try:
+        return load_model(args.checkpoint or args.model, model=args.model)
+    except (ValueError, OSError) as error:
+        fail(args, error)

@@ -6,11 +6,11 @@ Everything is counted from shapes: no weights are made and nothing is computed.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from .common import positive, print_table
+from .common import positive, print_json, print_table
+from .options import say_loading
 
 if TYPE_CHECKING:
     from ganglion.analysis.comparison import Comparison
@@ -39,11 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.paper == (args.model is not None):
         args.parser.error("expected either a model or --paper")
-    if args.paper:
-        return _paper(args)
     if args.img_size is not None and len(args.img_size) > 2:
         args.parser.error(f"--img-size {' '.join(map(str, args.img_size))}: expected one or two numbers")
-    return _model(args)
+    say_loading("PyTorch and timm")
+    return _paper(args) if args.paper else _model(args)
 
 
 def _model(args: argparse.Namespace) -> int:
@@ -69,7 +68,7 @@ def _model(args: argparse.Namespace) -> int:
         report = {"model": args.model, **asdict(cost), "batch_size": args.batch_size, "dtype": args.dtype}
         report["activation_memory"] = memory
         report["connections"] = [[list(read) for read in plan.reads] for plan in plans]
-        print(json.dumps(report, indent=2))
+        print_json(report)
         return 0
 
     attention = ""
@@ -111,7 +110,7 @@ def _paper(args: argparse.Namespace) -> int:
 
     found = compare()
     if args.json:
-        print(json.dumps([asdict(cell) for cell in found], indent=2))
+        print_json([asdict(cell) for cell in found])
         return 0
     header = ("table", "row", "network", "size", "", "paper", "measured", "difference", "")
     print_table(header, map(_row, found), right={3, 5, 6, 7})

@@ -1,28 +1,32 @@
-"""The most probable classes of pictures: a table, JSON, or annotated copies."""
+"""The most probable classes of images: a table, JSON, or annotated copies."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import glob
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .annotate import annotate, free_names
-from .common import add_model_arguments, fail, pick_device, positive
+from .common import add_model_arguments, add_overwrite, fail, load, pick_device, positive, print_json
+from .options import say_loading
 
 if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
-
     from ganglion.tasks.loading import LoadedModel
 
+#: What stands for standard input.
+_STDIN = "-"
 
 _EXAMPLES = """\
 examples:
   ganglion predict photo.jpg --model vmamba_tiny_s1l8
   ganglion predict holiday/ --checkpoint runs/one/model --top-k 3 --save annotated
+  ganglion predict 'holiday/**/*.jpg' --checkpoint runs/one/model --json
+  curl -s https://example.org/photo.jpg | ganglion predict - --checkpoint runs/one/model
+
+exit status: 0; 1 if an image could not be read or the network not be loaded; 2 for arguments that make no sense
 """
 
 
@@ -31,129 +35,171 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
-        type=Path,
-        metavar="IMAGE|FOLDER",
-        help="pictures; folders with all that is below them",
+        metavar="IMAGE|FOLDER|PATTERN|-",
+        help="images; folders with all images below them; patterns with * and **; - for an image on standard input",
     )
     add_model_arguments(parser)
-    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes for each picture (5)")
-    parser.add_argument(
-        "--batch-size", type=positive, default=16, metavar="N", help="pictures at a time (16)"
-    )
+    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes for each image (5)")
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (16)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument(
-        "--save", type=Path, metavar="DIR", help="write a copy of each picture with its classes beneath it"
+        "--save", type=Path, metavar="DIR", help="write a copy of each image with its classes beneath it"
     )
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.model is None and args.checkpoint is None:
         args.parser.error("expected --checkpoint, --model or both")
-    for path in args.paths:
-        if not path.exists():
-            args.parser.error(f"there is no picture or folder {str(path)!r}")
+    paths = [found for path in args.paths for found in _expand(args, path)]
 
-    from ganglion.tasks.loading import load_model
+    say_loading("PyTorch and timm")
 
-    files = _find(args)
+    from ganglion.errors import shown
+    from ganglion.tasks.evaluation import NetworkError
+    from ganglion.tasks.prediction import predictions
+
     device = pick_device(args)
-    try:
-        if args.save is not None:
-            args.save.mkdir(parents=True, exist_ok=True)
-        loaded = load_model(args.model, args.checkpoint)
-    except (ValueError, OSError) as error:
-        fail(args, error)
+    loaded = load(args)
+    files = _find(args, paths, loaded.data_config["input_size"][0])
+    copies = _Copies(args, files, loaded)
     loaded.network.to(device)
-    targets = free_names(files, args.save) if args.save is not None else [None] * len(files)
-    names = [str(file) for file in files]
+    names = [shown(file) for file in files]
     width = max(map(len, names))
     if not args.json:
-        print(f"{loaded.description}\n\n{'file':{width}}  rank  probability  class")
+        print(f"{shown(loaded.description)}\n\n{'file':{width}}  rank  probability  class", flush=True)
 
     report = []
-    for (picture, entry), target in zip(_predict(args, loaded, files, device), targets, strict=True):
-        report.append(entry)
-        if picture is None:
-            print(f"{entry['file']}: skipped: {entry['error']}", file=sys.stderr)
-            continue
-        if not args.json:
-            _print_entry(entry, width)
-        if target is not None:
-            try:
-                annotate(picture, [(p["name"], p["probability"]) for p in entry["predictions"]]).save(
-                    target, quality=90
-                )
-            except OSError as error:
-                fail(args, f"cannot write {str(target)!r}: {error.strerror or error}")
+    images = map(copies.image, files)
+    entries = predictions(loaded, images, top_k=args.top_k, batch_size=args.batch_size)
+    try:
+        for file, name, entry in zip(files, names, entries, strict=True):
+            entry["file"] = name
+            report.append(entry)
+            if "error" in entry:
+                print(f"{name}: skipped: {shown(entry['error'])}", file=sys.stderr)
+                continue
+            if not args.json:
+                _print_entry(entry, width)
+            copies.save(file, entry)
+    except NetworkError as error:
+        fail(args, error)
     if args.json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     elif args.save is not None:
-        print(f"\nannotated copies are in {args.save}")
+        print(f"\nannotated copies are in {shown(args.save)}")
     return 1 if any("error" in entry for entry in report) else 0
 
 
-def _find(args: argparse.Namespace) -> list[Path]:
-    """The pictures named, and those below the folders named, each once and in the order of their names."""
-    from ganglion.data.decode import extensions
+def _expand(args: argparse.Namespace, path: str) -> list[str]:
+    """The path itself, or what the pattern that it is stands for; names that begin with a dot only if it says so."""
+    if path == _STDIN and sys.stdin.isatty():
+        args.parser.error(
+            "-: standard input is a terminal, expected an image: ganglion predict - < photo.jpg"
+        )
+    if path == _STDIN or os.path.lexists(path):
+        return [path]
+    found = sorted(glob.glob(path, recursive=True))
+    if not found:
+        kind = "nothing matches the pattern" if glob.has_magic(path) else "there is no image or folder"
+        args.parser.error(f"{kind} {path!r}")
+    return found
 
-    suffixes = set(extensions(3))
-    files: list[Path] = []
-    for path in args.paths:
-        if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            if not below:
-                args.parser.error(f"no pictures ({', '.join(sorted(suffixes))}) below {str(path)!r}")
-            files += below
-        else:
+
+def _find(args: argparse.Namespace, paths: Sequence[str], channels: int) -> list[str]:
+    """The images named, and those below the folders named, each once."""
+    from ganglion.data.decode import extensions
+    from ganglion.data.files import FolderFiles, without
+    from ganglion.errors import shown
+
+    files: list[str] = []
+    for path in paths:
+        if path == _STDIN or not os.path.isdir(path):
             files.append(path)
+            continue
+        try:
+            below = FolderFiles(path, channels)
+        except OSError as error:
+            fail(args, f"cannot read {error.filename or path}: {error.strerror}")
+        left_out = without(below.left_out)
+        if not below.names:
+            also = f" ({left_out})" if left_out else ""
+            fail(args, f"no images below {path!r}{also}: expected {', '.join(extensions(channels))}")
+        if left_out:
+            print(f"{shown(path)}: {left_out}", file=sys.stderr)
+        files += [below.open(index) for index in range(len(below.names))]
     return list(dict.fromkeys(files))
 
 
-def _predict(
-    args: argparse.Namespace, loaded: LoadedModel, files: Sequence[Path], device: torch.device
-) -> Iterator[tuple[Image | None, dict[str, Any]]]:
-    """Each picture as it was decoded, None if it cannot be, and its entry in the report."""
-    import torch
+class _Copies:
+    """The copies that --save asks for. An image is read again for its copy, so that none is kept meanwhile."""
 
-    from ganglion.data import eval_transform
-    from ganglion.data.decode import BrokenImage, open_image
+    def __init__(self, args: argparse.Namespace, files: Sequence[str], loaded: LoadedModel):
+        self._args, self._channels = args, loaded.data_config["input_size"][0]
+        self._stdin: bytes | None = None
+        self._targets: dict[str, Path] = {}
+        if args.save is None:
+            return
+        if self._channels not in (1, 3, 4):
+            fail(args, f"--save draws images of 1, 3 or 4 channels, the network takes {self._channels}")
+        self._targets = dict(zip(files, _free_names(files, args.save), strict=True))
+        there = [target for target in self._targets.values() if os.path.lexists(target)]
+        if there and not args.overwrite:
+            fail(
+                args,
+                f"--save {args.save}: {there[0].name} is there already. Expected another folder, or --overwrite",
+            )
+        try:
+            args.save.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(args, f"--save {args.save}: {error.strerror}")
 
-    transform = eval_transform(loaded.data_config)
-    channels = loaded.data_config["input_size"][0]
-    names, labels = loaded.readable_names(), loaded.class_names
-    for start in range(0, len(files), args.batch_size):
-        opened: list[Image | BrokenImage] = []
-        for file in files[start : start + args.batch_size]:
-            try:
-                opened.append(open_image(file, channels=channels))
-            except BrokenImage as error:
-                opened.append(error)
-        pictures = [picture for picture in opened if not isinstance(picture, BrokenImage)]
-        ranked: Iterator[tuple[list[float], list[int]]] = iter(())
-        if pictures:
-            with torch.inference_mode():
-                logits_BC = loaded.network(torch.stack([transform(p) for p in pictures]).to(device))
-                top = logits_BC.float().softmax(dim=1).topk(min(args.top_k, len(names)), dim=1)
-            ranked = zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        for file, picture in zip(files[start : start + args.batch_size], opened, strict=True):
-            if isinstance(picture, BrokenImage):
-                yield None, {"file": str(file), "error": str(picture)}
-                continue
-            predictions = [
-                {
-                    "rank": rank,
-                    "index": index,
-                    "label": labels[index] if labels is not None else None,
-                    "name": names[index],
-                    "probability": probability,
-                }
-                for rank, (probability, index) in enumerate(zip(*next(ranked), strict=True), start=1)
-            ]
-            yield picture, {"file": str(file), "predictions": predictions}
+    def image(self, file: str) -> str | bytes:
+        """What `predictions` is given for a file: its name, or the content of standard input."""
+        if file != _STDIN:
+            return file
+        content = self._stdin if self._stdin is not None else sys.stdin.buffer.read()
+        self._stdin = content
+        return content
+
+    def save(self, file: str, entry: dict[str, Any]) -> None:
+        from PIL.Image import Image
+
+        from ganglion.files import replacing
+        from ganglion.tasks.prediction import draw, read
+
+        if (target := self._targets.get(file)) is None:
+            return
+        image = read(self.image(file), self._channels)
+        assert isinstance(image, Image)
+        try:
+            with replacing(target) as temporary:
+                draw(image, entry).save(temporary, quality=90)
+        except (OSError, ValueError) as error:
+            fail(self._args, f"cannot write {str(target)!r}: {getattr(error, 'strerror', None) or error}")
+
+
+def _free_names(files: Sequence[str], folder: Path) -> list[Path]:
+    """Where to save each file's copy: its name with `.predicted.jpg`, numbered where two would be one or an input."""
+    taken = {os.path.realpath(file) for file in files}
+    names = []
+    for file in files:
+        stem = "stdin" if file == _STDIN else Path(file).stem
+        target, number = folder / f"{stem}.predicted.jpg", 2
+        while os.path.realpath(target) in taken:
+            target, number = folder / f"{stem}.{number}.predicted.jpg", number + 1
+        taken.add(os.path.realpath(target))
+        names.append(target)
+    return names
 
 
 def _print_entry(entry: dict[str, Any], width: int) -> None:
+    from ganglion.errors import shown
+
     file = entry["file"]
     for p in entry["predictions"]:
-        print(f"{file:{width}}  {p['rank']:>4}  {100 * p['probability']:>9.2f} %  {p['name']}")
+        print(
+            f"{file:{width}}  {p['rank']:>4}  {100 * p['probability']:>9.2f} %  {shown(p['name'])}",
+            flush=True,
+        )
         file = ""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.util
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,22 +11,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .answers import plot, print_errors, summary, write_per_class, write_predictions
 from .common import (
     Progress,
     add_model_arguments,
+    add_overwrite,
+    check_writable,
     fail,
+    load,
     natural,
+    need_extra,
     pick_device,
     positive,
+    print_json,
     share,
+    write_csv,
 )
+from .options import say_loading
 
 if TYPE_CHECKING:
     import torch
 
     from ganglion.analysis.resolution import Row
     from ganglion.data import Batch, Broken, ImageSource
-    from ganglion.tasks.evaluation import Result
+    from ganglion.tasks.evaluation import Metric, Result
     from ganglion.tasks.loading import LoadedModel
 
 #: Of the table over sizes: title, width, text.
@@ -47,8 +52,11 @@ _COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
 _EXAMPLES = """\
 examples:
   ganglion validate --checkpoint runs/one/model --data images
+  ganglion validate --checkpoint runs/one/model --data images --per-class classes.csv --plot confusion.png
   ganglion validate --model vmamba_tiny_s2l5 --checkpoint vssm_tiny.pth --data imagenet \\
       --sizes 224,384,512,640,768,1024 --output sizes.csv --plot sizes.png
+
+exit status: 0; 1 if it could not be measured or the output is not finite; 2 for arguments that make no sense
 """
 
 
@@ -60,9 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="folder with a folder for each class, or one for each split",
+        help="folder with a folder for each class, or with one of those for each split",
     )
-    data.add_argument("--split", default="validation", metavar="NAME", help="which images (validation)")
+    data.add_argument(
+        "--split", metavar="NAME", help="which images (validation, or DIR itself where it has no splits)"
+    )
     data.add_argument(
         "--data-name",
         default="",
@@ -71,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--class-map", metavar="FILE", help="names of the classes in the order of the model's outputs"
+    )
+    data.add_argument(
+        "--by-number",
+        action="store_true",
+        help="take labels for indices of the model's outputs, whatever the classes' names are",
     )
     data.add_argument("--limit", type=positive, metavar="N", help="at most N images")
     data.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images at a time (64)")
@@ -94,8 +109,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--json", action="store_true", help="print JSON")
     output.add_argument("--output", type=Path, metavar="FILE.csv", help="also write the numbers here")
     output.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="with --sizes: draw them (.png, .svg, .pdf)"
+        "--per-class", type=Path, metavar="FILE.csv", help="write images, top-1 and precision of each class"
     )
+    output.add_argument(
+        "--predictions", type=Path, metavar="FILE.csv", help="write label and prediction of each image"
+    )
+    output.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the confusion matrix, with --sizes what they measure (.png, .svg, .pdf)",
+    )
+    add_overwrite(output)
 
 
 def _sizes(text: str) -> list[int]:
@@ -105,41 +130,74 @@ def _sizes(text: str) -> list[int]:
 def run(args: argparse.Namespace) -> int:
     _check(args)
 
+    say_loading("PyTorch and timm")
+
     from ganglion.data import DataError
+    from ganglion.errors import shown
+    from ganglion.tasks.evaluation import NetworkError
 
     device = pick_device(args)
+    loaded = load(args)
+    if args.crop_pct is not None:
+        loaded = replace(loaded, data_config=loaded.data_config | {"crop_pct": args.crop_pct})
     try:
-        loaded, source = _load(args)
-        places = None if args.class_map else _places(loaded.class_names, source.class_names)
+        source = _open(args, loaded)
+        places = _places(args, loaded.class_names, source.class_names)
     except (ValueError, OSError) as error:
         fail(args, error)
     about = {
         "model": loaded.name,
-        "checkpoint": args.checkpoint,
-        "data": args.data,
-        "split": args.split,
+        "checkpoint": args.checkpoint and shown(args.checkpoint),
+        "data": shown(args.data),
+        "split": args.split or "validation",
         "crop_pct": loaded.data_config["crop_pct"],
         "amp": args.amp,
         "device": str(device),
     }
     if not args.json:
-        print(loaded.description)
+        print(shown(loaded.description))
         print(
-            f"{len(source)} images of {args.data} ({args.split}), crop_pct {about['crop_pct']:g}\n",
+            f"{len(source)} images of {about['data']} ({about['split']}), crop_pct {about['crop_pct']:g}\n",
             flush=True,
         )
     measure = _measure(args, loaded, source, places, device)
     try:
-        records, broken = (_over_sizes if args.sizes else _at_one_size)(args, loaded, measure)
-    except (DataError, OSError) as error:
+        found = (_over_sizes if args.sizes else _at_one_size)(args, loaded, source, measure)
+    except (DataError, OSError, NetworkError) as error:
         fail(args, error)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        fail(args, f"{str(error).partition(chr(10))[0]}: out of memory, perhaps; expected fewer --workers")
+    return _report(args, about, **found)
+
+
+def _report(
+    args: argparse.Namespace,
+    about: dict[str, Any],
+    *,
+    records: list[dict[str, Any]],
+    broken: Sequence[Broken],
+    errors: dict[str, Any] | None = None,
+) -> int:
+    """Print the rest: all of it as JSON, or what could not be used. Returns the exit status."""
+    from ganglion.errors import shown
+
+    listed = [{"name": shown(b.name), "reason": shown(b.reason)} for b in broken]
     if args.json:
-        listed = [{"name": b.name, "reason": b.reason} for b in broken]
-        print(json.dumps(about | {"results": records, "broken": listed}, indent=2))
-    elif broken:
-        print(f"\n{len(broken)} images could not be read, and are not counted")
-        for b in broken:
-            print(f"  {b.name}: {b.reason}")
+        print_json(about | {"results": records, "broken": listed} | (errors or {}))
+    elif listed:
+        print(f"\n{len(listed)} images could not be read, and are not counted")
+        for entry in listed:
+            print(f"  {entry['name']}: {entry['reason']}")
+    worst = max(records, key=lambda record: record["not_finite"])
+    if worst["not_finite"]:
+        print(
+            f"{args.parser.prog}: error: the network's output is not finite (NaN or infinite) for "
+            f"{worst['not_finite']} of {worst['images']} images, which count as wrong",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -149,58 +207,59 @@ def _check(args: argparse.Namespace) -> None:
         args.parser.error("expected --checkpoint, --model or both")
     if args.sizes and args.img_size:
         args.parser.error("expected --img-size or --sizes, not both")
-    if args.plot and not args.sizes:
-        args.parser.error("--plot draws what --sizes measures: expected --sizes N,N,...")
+    for option in ("--per-class", "--predictions"):
+        if args.sizes and getattr(args, option[2:].replace("-", "_")):
+            args.parser.error(f"{option} is of one image size: expected --img-size, not --sizes")
+    if args.by_number and args.class_map:
+        args.parser.error("expected --class-map or --by-number, not both")
     if args.plot is not None:
         if args.plot.suffix not in (".png", ".svg", ".pdf"):
             args.parser.error(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
-        if importlib.util.find_spec("matplotlib") is None:
-            args.parser.error("--plot needs matplotlib: pip install 'ganglion[viz]'")
-    for option, path in (("--output", args.output), ("--plot", args.plot)):
-        if path is not None and not os.access(path.parent, os.W_OK):
-            args.parser.error(f"{option} {path}: cannot write to the folder {str(path.parent)!r}")
+        need_extra(args, "--plot", "matplotlib", "viz")
+    check_writable(args, "--output", "--per-class", "--predictions", "--plot")
 
 
-def _load(args: argparse.Namespace) -> tuple[LoadedModel, ImageSource]:
+def _open(args: argparse.Namespace, loaded: LoadedModel) -> ImageSource:
     from ganglion.data import open_dataset
-    from ganglion.tasks.loading import load_model
+    from ganglion.data.source import IndexedSource
 
-    loaded = load_model(args.model, args.checkpoint)
-    if args.crop_pct is not None:
-        loaded = replace(loaded, data_config=loaded.data_config | {"crop_pct": args.crop_pct})
     source = open_dataset(
         args.data,
-        split=args.split,
+        split="validation" if args.split is None else args.split,
+        or_root=args.split is None,
         name=args.data_name,
         channels=loaded.data_config["input_size"][0],
         class_map=args.class_map,
         limit=args.limit,
     )
-    source.check_classes(loaded.num_classes)
-    return loaded, source
-
-
-def _places(network: list[str] | None, data: list[str] | None) -> list[int] | None:
-    """For each class of the data its place in the network's output, by name; None if the places are the same.
-
-    Where no name of the data is the network's, labels are taken as places, and a warning says so.
-    """
-    if network is None or data is None or data == network[: len(data)]:
-        return None
-    strangers = sorted(set(data) - set(network))
-    if not strangers:
-        return [network.index(name) for name in data]
-    if len(strangers) < len(data):
-        shown = ", ".join(strangers[:8]) + (", ..." if len(strangers) > 8 else "")
+    if source.num_classes > loaded.num_classes:
         raise ValueError(
-            f"the network does not know {len(strangers)} of the {len(data)} classes of the data: {shown}"
+            f"the data have {source.num_classes} classes, the network {loaded.num_classes}: expected its classes"
         )
-    print(
-        f"warning: the data name their classes otherwise than the network: class 0 is {data[0]!r} there and "
-        f"{network[0]!r} here. They are matched by number.",
-        file=sys.stderr,
-    )
-    return None
+    if args.predictions is not None and not isinstance(source, IndexedSource):
+        raise ValueError("--predictions names each image, and those of a stream have no fixed order")
+    return source
+
+
+def _places(args: argparse.Namespace, network: list[str] | None, data: list[str] | None) -> list[int] | None:
+    """For each class of the data its index in the network's output; None if they are the same."""
+    from ganglion.tasks.evaluation import match_classes
+
+    if args.class_map is not None or args.by_number:
+        return None
+    if network is None or data is None:
+        who = "network" if network is None else "data"
+        print(
+            f"warning: the {who} names no classes: labels are taken for indices of its outputs",
+            file=sys.stderr,
+        )
+    try:
+        return match_classes(network, data)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Expected data of the network's classes; --class-map FILE, their names in the order of its "
+            "outputs; or --by-number, to take labels for indices of its outputs"
+        ) from error
 
 
 def _renumbered(loader: Iterable[Batch], places: list[int] | None) -> Iterator[Batch]:
@@ -218,8 +277,8 @@ def _measure(
     source: ImageSource,
     places: list[int] | None,
     device: torch.device,
-) -> Callable[[int | None], Result]:
-    """From the side of the images, None for the network's own, to accuracy and speed."""
+) -> Callable[..., Result]:
+    """From the side of the images, None for the network's own, and further metrics to accuracy and speed."""
     import torch
 
     from ganglion.data import eval_loader, eval_transform
@@ -230,7 +289,7 @@ def _measure(
     loaded.network.to(device, memory_format=memory_format)  # pyright: ignore
     workers = min(4, os.cpu_count() or 1) if args.workers is None else args.workers
 
-    def measure(size: int | None) -> Result:
+    def measure(size: int | None, also: Sequence[Metric] = ()) -> Result:
         loader = eval_loader(
             source,
             eval_transform(loaded.data_config, size),
@@ -245,6 +304,7 @@ def _measure(
                 device=device,
                 amp=amp,
                 channels_last=args.channels_last,
+                also=also,
                 progress=progress,
             )
         if not result.images:
@@ -256,12 +316,16 @@ def _measure(
 
 
 def _at_one_size(
-    args: argparse.Namespace, loaded: LoadedModel, measure: Callable[[int | None], Result]
-) -> tuple[list[dict[str, Any]], Sequence[Broken]]:
-    result = measure(args.img_size)
+    args: argparse.Namespace, loaded: LoadedModel, source: ImageSource, measure: Callable[..., Result]
+) -> dict[str, Any]:
+    from ganglion.analysis.confusion import Confusion
+    from ganglion.tasks.metrics import Answers
+
+    answers = Answers()
+    result = measure(args.img_size, [answers])
     size = args.img_size or " x ".join(map(str, loaded.data_config["input_size"][1:]))
     records = [_record(size, result)]
-    _write(args, records)
+    confusion = Confusion(answers.targets, answers.predicted, loaded.readable_names())
     if not args.json:
         print(f"  size       {size}")
         print(f"  top-1      {result.top1:.2f} %")
@@ -269,13 +333,23 @@ def _at_one_size(
         print(f"  loss       {result.loss:.4f}")
         print(f"  images     {result.images}" + (f", {result.skipped} skipped" if result.skipped else ""))
         print(f"  images/s   {result.images_per_second:.1f}, reading included")
-    return records, result.broken
+        print_errors(confusion)
+    _write(args, records)
+    if args.per_class is not None:
+        write_per_class(args.per_class, confusion, loaded)
+    if args.predictions is not None:
+        write_predictions(args.predictions, answers, source, loaded)
+    if args.plot is not None:
+        plot(args.plot, confusion, f"{loaded.name} on {args.data}: top-1 {result.top1:.2f} %")
+    return {"records": records, "broken": result.broken, "errors": summary(confusion)}
 
 
 def _over_sizes(
-    args: argparse.Namespace, loaded: LoadedModel, measure: Callable[[int | None], Result]
-) -> tuple[list[dict[str, Any]], Sequence[Broken]]:
+    args: argparse.Namespace, loaded: LoadedModel, source: ImageSource, measure: Callable[..., Result]
+) -> dict[str, Any]:
     from ganglion.analysis.resolution import plot_resolutions, resolutions
+    from ganglion.errors import shown
+    from ganglion.files import replacing
 
     rows: list[Row] = []
     records: list[dict[str, Any]] = []
@@ -287,21 +361,19 @@ def _over_sizes(
         records.append(_record(row.size, row.result) | {"flops": row.flops, "paper_gflops": row.paper_flops})
         _write(args, records)
         if args.plot is not None:
-            plot_resolutions(rows, f"{loaded.name} on {args.data} ({args.split})", args.plot)
-    return records, rows[0].result.broken
+            with replacing(args.plot) as temporary:
+                plot_resolutions(rows, f"{loaded.name} on {shown(args.data)}", temporary)
+    return {"records": records, "broken": rows[0].result.broken}
 
 
 def _record(size: int | str, result: Result) -> dict[str, Any]:
-    names = ("top1", "top5", "loss", "images", "skipped", "images_per_second")
+    names = ("top1", "top5", "loss", "images", "skipped", "not_finite", "images_per_second")
     return {"size": size, **{name: getattr(result, name) for name in names}}
 
 
 def _write(args: argparse.Namespace, records: Sequence[dict[str, Any]]) -> None:
     if args.output is not None:
-        with open(args.output, "w", newline="") as file:
-            writer = csv.DictWriter(file, records[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
+        write_csv(args.output, records)
 
 
 def _print_line(args: argparse.Namespace, cells: Iterable[str]) -> None:

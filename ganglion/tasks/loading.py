@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from safetensors import safe_open
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import nn
 
 from ..errors import unknown
 from ..models import Backbone, CheckpointError, load_checkpoint, read_weights
 from ..models.weight_files import check_regular
+from .saved_config import check_training, is_model, read_config
 
 #: How a network is called in the training checkpoints of this library.
 _PREFIX = "network."
@@ -53,39 +57,52 @@ class LoadedModel:
         return [words.get(label, label) for label in labels]
 
 
-def load_model(model: str | None, checkpoint: str | os.PathLike[str] | None = None) -> LoadedModel:
+def load_model(source: str | os.PathLike[str], *, model: str | None = None) -> LoadedModel:
     """Build a network and load its weights.
 
-    model: its name in timm's registry; None if the checkpoint says it.
-    checkpoint: one of
+    source: one of
         - a folder with config.json and model.safetensors in timm's format, as `ganglion fit` exports it, or that
           model.safetensors;
         - a training checkpoint of `ganglion fit` (averaged weights, if it averages them);
-        - a file or https URL that `load_checkpoint` reads, for a network of this library;
-        - None for the published weights that timm knows of, from its cache or downloaded.
+        - a file or https URL that `load_checkpoint` reads, for a network of this library, which `model` names;
+        - the name of a network in timm's registry, for the published weights that timm knows of, from its cache or
+          downloaded. A folder of the same name is meant by `./NAME`.
+    model: the network's name in timm's registry, where the source does not say it.
 
     Classifiers of any number of classes are taken as the file has them.
 
     Raises OSError for a file that is not there or may not be read; CheckpointError for one that is damaged or does not
-    fit, or where there are no weights; ValueError for a name that is unknown, missing, or not that of the checkpoint.
+    fit, whose weights are not finite, or where there are no weights; ValueError for a name that is unknown, missing, or
+    not that of the source.
     """
-    if model is not None and not timm.is_model(model):
-        known = (name for module in ("vmamba", "sparx") for name in timm.list_models(module=module))
-        raise ValueError(unknown("model", model, known))
-    if checkpoint is None:
-        if model is None:
-            raise ValueError("expected the name of a model, a checkpoint that says it, or both")
-        loaded = _published(model)
-    elif (folder := _exported(checkpoint)) is not None:
+    text = os.fspath(source)
+    if model is not None and not is_model(model):
+        raise ValueError(unknown("model", model, timm.list_models()))
+    if _names_network(text):
+        loaded = _published(text)
+    elif (folder := _exported(text)) is not None:
         loaded = _from_folder(folder)
     else:
-        loaded = _from_file(model, os.fspath(checkpoint))
+        loaded = _from_file(model, text)
     if model is not None and model.partition(".")[0] != loaded.name:
         raise ValueError(
-            f"the model is said to be {model!r}, but {os.fspath(checkpoint or '')!r} holds {loaded.name!r}: "
-            "leave the name out, or pass another checkpoint"
+            f"the model is said to be {model!r}, but {text!r} holds {loaded.name!r}: leave the name out, or pass "
+            "another checkpoint"
         )
     return loaded
+
+
+def _names_network(source: str) -> bool:
+    """Whether `source` is the name of a network rather than of a file.
+
+    Raises ValueError where it is neither and looks like a misspelt name.
+    """
+    exists = os.path.lexists(os.path.expanduser(source))
+    if is_model(source):
+        return "." not in source or not exists  # `vmamba_nano.pth` may be a name with a tag
+    if not exists and source.isidentifier() and get_close_matches(source, timm.list_models(), n=1):
+        raise ValueError(f"there is no file {source!r}; {unknown('model', source, timm.list_models())}")
+    return False
 
 
 def _loaded(
@@ -105,11 +122,18 @@ def _loaded(
         if len(class_names) > classes:
             raise CheckpointError(f"{source} names {len(class_names)} classes, the network has {classes}")
         class_names = [*class_names, *map(str, range(len(class_names), classes))]
+    _check_finite(network, source)
     name = cfg["architecture"]
+    images = resolve_model_data_config(network, pretrained_cfg=data_config)
+    channels = getattr(network, "in_chans", images["input_size"][0])
+    if images["input_size"][0] != channels:
+        raise CheckpointError(
+            f"{source}: input_size is {list(images['input_size'])}, the network takes {channels} channels"
+        )
     return LoadedModel(
         name=name,
         network=network.eval(),
-        data_config=resolve_model_data_config(network, pretrained_cfg=data_config),
+        data_config=images,
         class_names=class_names,
         description=f"{name}, {classes} classes, from {source}",
     )
@@ -124,12 +148,22 @@ def _labels(names: Any, classes: int) -> list[str] | None:
     return [str(name) for name in names]
 
 
+def _check_finite(network: nn.Module, source: str) -> None:
+    """Raise CheckpointError where a weight is NaN or infinite: whatever such a network computes means nothing."""
+    bad = [name for name, value in network.named_parameters() if not torch.isfinite(value).all()]
+    bad += [name for name, value in network.named_buffers() if torch.isnan(value).any()]
+    if bad:
+        raise CheckpointError(
+            f"{source}: {bad[0]} is not finite (NaN or infinite), as are {len(bad)} tensors in all"
+        )
+
+
 def _published(model: str) -> LoadedModel:
     try:
         cfg = timm.get_pretrained_cfg(model)
         known = cfg is not None and cfg.has_weights
         network = timm.create_model(model, pretrained=True) if known else None
-    except Exception as error:  # files, JSON, names, arguments go wrong in their own ways
+    except Exception as error:  # files, archives, names, servers go wrong in their own ways
         raise CheckpointError(
             f"cannot load the published weights of {model} ({_first_line(error)}): expected a checkpoint"
         ) from error
@@ -138,11 +172,11 @@ def _published(model: str) -> LoadedModel:
     return _loaded(network, "its published weights")
 
 
-def _exported(checkpoint: str | os.PathLike[str]) -> Path | None:
-    """The folder that `checkpoint` is, or whose weights it is."""
-    path = Path(checkpoint)
+def _exported(source: str) -> Path | None:
+    """The folder that `source` is, or whose weights it is. Raises CheckpointError for a folder of something else."""
+    path = Path(source).expanduser()
     if path.is_dir():
-        if (path / "config.json").is_file():
+        if os.path.lexists(path / "config.json"):
             return path
         folders = sorted(p.parent for p in path.glob("*/config.json"))
         files = sorted(p for p in (*path.glob("*"), *path.glob("checkpoints/*")) if p.suffix in _SUFFIXES)
@@ -151,26 +185,57 @@ def _exported(checkpoint: str | os.PathLike[str]) -> Path | None:
             f"the folder {str(path)!r} has no config.json: expected one with config.json and model.safetensors, or a "
             f"file{hint}"
         )
-    if path.name == "model.safetensors" and path.is_file() and (path.parent / "config.json").is_file():
+    if path.name == "model.safetensors" and path.exists() and os.path.lexists(path.parent / "config.json"):
         return path.parent
     return None
 
 
 def _from_folder(folder: Path) -> LoadedModel:
-    for file in folder.glob("*"):
-        if file.name in ("config.json", "model.safetensors", "pytorch_model.bin"):
+    config = read_config(folder)
+    for file in folder.iterdir():
+        if file.suffix in (".safetensors", ".bin", ".pth", ".npz"):
             check_regular(file)
+    _check_classifier(folder, config)
     try:
-        return _loaded(timm.create_model(f"local-dir:{folder}", pretrained=True), str(folder))
-    except Exception as error:  # files, JSON, names, arguments go wrong in their own ways
+        network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    # A configuration that was damaged, or is another version's, makes constructors raise whatever they stumble on.
+    except Exception as error:
         raise CheckpointError(
-            f"cannot load the exported network in {str(folder)!r}: {_first_line(error)}"
+            f"cannot load the exported network in {str(folder)!r}: {_said(error)}"
         ) from error
+    return _loaded(network, str(folder))
+
+
+def _check_classifier(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where weights and config.json disagree on the classes: timm would give the network a
+    random classifier, of any size."""
+    cfg = config.get("pretrained_cfg") or config
+    layer, file = cfg.get("classifier"), folder / "model.safetensors"
+    if not isinstance(layer, str) or not file.is_file():
+        return
+    try:
+        with safe_open(file, "pt") as tensors:
+            if f"{layer}.weight" not in tensors.keys():  # noqa: SIM118  it is no dictionary
+                return
+            found = tensors.get_slice(f"{layer}.weight").get_shape()[0]
+    except Exception as error:
+        raise CheckpointError(f"{str(file)!r} is truncated or damaged: {_first_line(error)}") from error
+    parts = {"": config, "pretrained_cfg.": cfg, "model_args.": config.get("model_args") or {}}
+    for prefix, part in parts.items():
+        classes = part.get("num_classes")
+        if classes is not None and classes != found:
+            raise CheckpointError(
+                f"{str(folder / 'config.json')!r}: {prefix}num_classes is {classes}, {file.name} has {found} classes"
+            )
 
 
 def _from_file(model: str | None, source: str) -> LoadedModel:
     content = read_weights(source)
-    if isinstance(content, Mapping) and "ganglion" in content:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{source!r} holds a {type(content).__name__}: expected a dictionary of tensors"
+        )
+    if "ganglion" in content:
         return _from_training(content, source)
     if model is None:
         raise ValueError(f"{source!r} does not say which network it holds: expected the name of a model")
@@ -188,34 +253,47 @@ def _from_file(model: str | None, source: str) -> LoadedModel:
                 raise
             network.reset_classifier(error.report.other_classes)
             load_checkpoint(network, content)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot load {source!r} into {model}: {error}") from error
     return _loaded(network, source)
 
 
 def _from_training(content: Mapping[str, Any], source: str) -> LoadedModel:
     made_of = content["ganglion"]
-    try:
-        arguments = {"num_classes": made_of["num_classes"], **made_of["model_args"]}
-        network = timm.create_model(made_of["model"], **arguments)
-        network.load_state_dict(
-            {
-                name.removeprefix(_PREFIX): tensor
-                for name, tensor in content["state_dict"].items()
-                if name.startswith(_PREFIX)
-            }
-        )
-        return _loaded(
-            network,
-            source + (" (averaged weights)" if "current_model_state" in content else ""),
-            data_config=made_of["data_config"],
-            class_names=made_of["class_names"],
-        )
-    except Exception as error:  # a damaged description can go wrong anywhere
+    check_training(made_of, repr(source))
+    state = content.get("state_dict")
+    if not isinstance(state, Mapping):
         raise CheckpointError(
-            f"the training checkpoint {source!r} cannot be rebuilt: {type(error).__name__}: {error}"
+            f"{source!r} has no state_dict, or one that is no mapping: expected the weights"
+        )
+    weights = {
+        str(name).removeprefix(_PREFIX): t for name, t in state.items() if str(name).startswith(_PREFIX)
+    }
+    try:
+        network = timm.create_model(
+            made_of["model"], **{"num_classes": made_of["num_classes"], **made_of["model_args"]}
+        )
+        network.load_state_dict(weights)
+    except Exception as error:
+        raise CheckpointError(
+            f"the training checkpoint {source!r} cannot be rebuilt: {_said(error)}"
         ) from error
+    return _loaded(
+        network,
+        source + (" (averaged weights)" if "current_model_state" in content else ""),
+        data_config=made_of["data_config"],
+        class_names=_labels(made_of["class_names"], made_of["num_classes"]),
+    )
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _said(error: BaseException) -> str:
+    """An error of somebody else's code, whose text often makes no sense without its kind."""
+    return (
+        _first_line(error)
+        if isinstance(error, (ValueError, OSError))
+        else f"{type(error).__name__}: {_first_line(error)}"
+    )

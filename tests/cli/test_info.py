@@ -73,7 +73,6 @@ def test_connections_of_a_ganglion_network():
         (("info", "test_vmamba", "--img-size", "1", "2", "3"), "1 2 3: expected one or two numbers"),
         (("info", "test_vmamba", "--dtype", "int8"), "invalid choice: 'int8'"),
         (("inform",), "invalid choice: 'inform'"),
-        ((), "the following arguments are required: verb"),
     ],
 )
 def test_bad_arguments(capsys, argv, message):

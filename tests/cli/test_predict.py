@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ganglion.tasks.prediction import draw
 from ganglion_cli import main
-from ganglion_cli.annotate import annotate
 from tests.cli.networks import NAMES, export, network, picture, preprocess
 from tests.real_data import real_data
 
@@ -37,8 +37,9 @@ def predict(capsys, *argv, status: int = 0) -> str:
 def error(capsys, *argv) -> str:
     with pytest.raises(SystemExit) as stop:
         main(["predict", *map(str, argv)])
-    assert stop.value.code == 2
-    return capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stop.value.code == (2 if "--help)" in said else 1)
+    return said
 
 
 def expected(path) -> list[tuple[str, float]]:
@@ -138,17 +139,21 @@ def test_inputs_are_never_overwritten(capsys, model, tmp_path):
 
 
 def test_lines_beneath_a_picture():
+    def drawn(image, *found):
+        return draw(image, {"predictions": [{"name": name, "probability": share} for name, share in found]})
+
     def bars(image):
         colours = [image.getpixel((x, y)) for y in range(32, image.height) for x in range(image.width)]
         return sum(1 for r, g, b in colours if (r, g, b) == (0xC9, 0xD6, 0xE8))
 
     small = Image.new("RGB", (32, 32), "red")
-    unlikely, likely = (annotate(small, [("x", share)]) for share in (0.1, 0.9))
+    unlikely, likely = (drawn(small, ("x", share)) for share in (0.1, 0.9))
     assert unlikely.size == likely.size and likely.width >= 320
     assert bars(likely) > 5 * bars(unlikely)
-    assert annotate(small, [("x", 0.9), ("y", 0.1)]).height > likely.height
-    assert annotate(small, [("word " * 100, 0.9)]).size == likely.size
-    assert annotate(small.convert("L"), [("x", 0.5)]).mode == "RGB"
+    assert drawn(small, ("x", 0.9), ("y", 0.1)).height > likely.height
+    assert drawn(small, ("word " * 100, 0.9)).size == likely.size
+    assert drawn(small, ("two\nlines\udcff", 0.9)).size == likely.size
+    assert drawn(small.convert("L"), ("x", 0.5)).mode == "RGB"
 
 
 def test_demo_photos(capsys, tmp_path):
@@ -169,8 +174,8 @@ def test_bad_arguments(capsys, model, pictures, tmp_path):
     some, of = pictures / "a.png", ("--checkpoint", model)
     for argv, message in [
         ((some,), "expected --checkpoint, --model or both"),
-        ((tmp_path / "none.jpg", *of), "there is no picture or folder"),
-        ((tmp_path / "empty", *of), "no pictures (.bmp, "),
+        ((tmp_path / "none.jpg", *of), "there is no image or folder"),
+        ((tmp_path / "empty", *of), "no images below"),
         ((some, *of, "--top-k", 0), "'0': expected a whole number of at least 1"),
         ((some, *of, "--device", "gpu"), "--device gpu: "),
         ((some, *of, "--save", tmp_path / "file"), "File exists"),

@@ -42,8 +42,9 @@ def validate(capsys, *argv) -> str:
 def error(capsys, *argv) -> str:
     with pytest.raises(SystemExit) as stop:
         main(["validate", *OPTIONS, *map(str, argv)])
-    assert stop.value.code == 2
-    return capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stop.value.code == (2 if "--help)" in said else 1)
+    return said
 
 
 def by_hand(files, label_of, made=None, size=SIZE, crop_pct=CROP_PCT) -> tuple[float, float, float]:
@@ -109,12 +110,25 @@ def test_classes_that_do_not_fit(capsys, data, tmp_path):
     assert "the network does not know 1 of the 3 classes of the data: crab" in message
 
 
-def test_classes_of_other_names_are_matched_by_number_and_a_warning_says_so(capsys, data, tmp_path):
+def test_classes_of_other_names_are_refused_unless_labels_are_said_to_be_numbers(capsys, data, tmp_path):
     made = export(tmp_path / "model", names=["Ameise", "Biene", "Krabbe"])
+    argv = ("--checkpoint", made, "--data", data, "--json")
+    assert main(["validate", *OPTIONS, *map(str, argv), "--by-number"]) == 0
+    check(json.loads(capsys.readouterr().out)["results"][0], by_hand(sorted(data.rglob("*.png")), by_folder))
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", *OPTIONS, *map(str, argv)])
+    captured = capsys.readouterr()
+    assert stop.value.code == 1
+    for stream in (captured.err, json.loads(captured.out)["error"]):
+        assert "class 0 is 'ant' there and 'Ameise' here" in stream and "--by-number" in stream
+
+
+def test_what_names_no_classes_is_matched_by_number_and_that_is_said(capsys, data, tmp_path):
+    made = export(tmp_path / "model", names=None)
     assert main(["validate", *OPTIONS, "--checkpoint", str(made), "--data", str(data), "--json"]) == 0
     captured = capsys.readouterr()
     check(json.loads(captured.out)["results"][0], by_hand(sorted(data.rglob("*.png")), by_folder))
-    assert "class 0 is 'ant' there and 'Ameise' here" in captured.err
+    assert "warning: the network names no classes" in captured.err
 
 
 def test_text_for_people(capsys, model, data):
@@ -155,7 +169,7 @@ def test_sizes(capsys, model, data, tmp_path):
     ]
     assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
 
-    lines = validate(capsys, *argv).splitlines()[3:]
+    lines = validate(capsys, *argv, "--overwrite").splitlines()[3:]
     assert lines[0].split() == [
         "size",
         "top-1",
@@ -211,8 +225,10 @@ def test_bad_arguments(capsys, model, data, tmp_path):
         ((*of, "--sizes", "32,64", "--img-size", 32), "expected --img-size or --sizes, not both"),
         ((*of, "--sizes", "32,x"), "'x': expected a whole number"),
         ((*of, "--crop-pct", "1.5"), "'1.5': expected a number above 0 and up to 1"),
-        ((*of, "--plot", "a.png"), "--plot draws what --sizes measures"),
-        ((*of, "--sizes", "32", "--plot", "a.txt"), "expected a name that ends in .png, .svg or .pdf"),
+        ((*of, "--sizes", "32", "--per-class", "a.csv"), "--per-class is of one image size"),
+        ((*of, "--by-number", "--class-map", "a.txt"), "expected --class-map or --by-number, not both"),
+        ((*of, "--plot", tmp_path / "a.png", "--output", tmp_path / "a.png"), "name the same file"),
+        ((*of, "--plot", "a.txt"), "expected a name that ends in .png, .svg or .pdf"),
         ((*of, "--output", tmp_path / "no" / "a.csv"), "cannot write to the folder"),
         ((*of, "--split", "nothing"), "nothing"),
         (("--checkpoint", model, "--data", tmp_path / "nowhere"), "nowhere"),

@@ -62,7 +62,7 @@ def test_export_is_the_average_and_loads_everywhere(trained):
     images = torch.randn(2, 3, 32, 32)
     newest = list_checkpoints(trained / "checkpoints")[0]
     for source in (trained / "model", trained / "model" / "model.safetensors", newest):
-        loaded = load_model(None, str(source))
+        loaded = load_model(str(source))
         assert torch.equal(loaded.network(images), exported(images))
         assert loaded.data_config["input_size"] == (3, 32, 32)
 

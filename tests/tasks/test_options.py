@@ -142,7 +142,7 @@ def test_weights_of_another_network_are_refused(data, tmp_path, capsys):
 def test_a_new_classifier_for_as_many_classes(data, tmp_path, monkeypatch, capsys):
     assert fit.main(arguments(data, tmp_path / "first", **PLAIN)) == 0
     weights = tmp_path / "first" / "model" / "model.safetensors"
-    old = dict(load_model(None, weights).network.state_dict())
+    old = dict(load_model(weights).network.state_dict())
     begun: list[dict[str, torch.Tensor]] = []
     compute = classification.Classification.loss
 
@@ -168,7 +168,7 @@ def test_images_of_five_channels(tmp_path):
         np.savez(tmp_path / f"bands_{split}.npz", images=images, labels=np.arange(16) % 2)
     options = PLAIN | {"model__in_chans": 5, "data__augmentation": "{crop: pad}", "trainer__max_epochs": 2}
     assert fit.main(arguments(tmp_path, tmp_path / "run", **options)) == 0
-    loaded = load_model(None, tmp_path / "run" / "model")
+    loaded = load_model(tmp_path / "run" / "model")
     assert loaded.data_config["mean"] == pytest.approx([np.mean((0.485, 0.456, 0.406))] * 5)
     assert loaded.network(torch.zeros(1, 5, 32, 32)).shape == (1, 2)
 

@@ -94,9 +94,7 @@ def seal(path: Path) -> None:
     Raises ValueError for another file; OSError.
     """
     with open(path, "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _END_BYTES))
-        end = file.read()
+        end, size = _end(file, _END_BYTES), file.tell()
         if not end.startswith(_END_OF_ARCHIVE) or end[-2:] != b"\0\0":
             raise ValueError(f"{path}: expected a zip archive without a comment")
         file.seek(size - 2)
@@ -108,6 +106,12 @@ def seal(path: Path) -> None:
         file.write(digest)
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends in a seal, whatever its content is by now. Raises OSError."""
+    with open(path, "rb") as file:
+        return _SEAL.fullmatch(_end(file, _SEAL_BYTES)) is not None
+
+
 def find_damage(path: Path) -> str | None:
     """What is wrong with a zip archive, in words; None if every byte of a sealed one, and every record of another, is
     as it was written.
@@ -115,11 +119,9 @@ def find_damage(path: Path) -> str | None:
     Raises OSError for a file that cannot be opened.
     """
     with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _SEAL_BYTES))
-        end = file.read()
+        end = _end(file, _SEAL_BYTES)
         if _SEAL.fullmatch(end):
-            found = _digest(file, size - 64)
+            found = _digest(file, file.tell() - 64)
             return None if end.endswith(found) else "its content does not fit its checksum"
     if end[-_END_BYTES:][:4] != _END_OF_ARCHIVE or end[-2:] != b"\0\0":
         return "its end is missing or changed"
@@ -135,6 +137,12 @@ def find_damage(path: Path) -> str | None:
     except Exception as error:  # zipfile raises many kinds over a damaged directory, OSError among them
         return str(error) or type(error).__name__
     return None if wrong is None else f"wrong checksum of {wrong}"
+
+
+def _end(file: BinaryIO, length: int) -> bytes:
+    """The last `length` bytes, or all there are; the file then stands at its end."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - length))
+    return file.read()
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:

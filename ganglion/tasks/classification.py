@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,6 +88,8 @@ class Classification(Task):
         channels_last: keep images and weights in channels-last memory.
         compile: torch.compile the network.
     """
+
+    METRICS = ("val/loss", "val/top1", "val/top5")
 
     def __init__(
         self,
@@ -201,6 +204,15 @@ class Classification(Task):
             "class_names": data.class_names,
         }
 
+    def check_continues(self, before: Mapping[str, Any]) -> None:
+        found = self.description()
+        names, known = before.get("class_names"), found["class_names"]
+        if names is not None and names != known:
+            raise TrainingError(f"the run was trained on other classes: {_differing_classes(names, known)}")
+        for key in ("model", "model_args", "num_classes"):
+            if before.get(key) != found[key]:
+                raise TrainingError(f"the run's {key} is {before.get(key)!r}, and {found[key]!r} here")
+
     def loss(self, batch: Batch) -> Tensor:
         images, targets = batch.images, batch.targets
         smoothing = self.label_smoothing
@@ -220,6 +232,15 @@ class Classification(Task):
         counts = self._counts.reduce()
         found = {"val/top1": counts.top1, "val/top5": counts.top5, "val/loss": counts.loss}
         self.log_dict(found, rank_zero_only=False)
+
+
+def _differing_classes(names: list[str], known: list[str] | None) -> str:
+    if known is None:
+        return f"they were {', '.join(map(repr, names[:3]))} ..., and these data do not name theirs"
+    if len(names) != len(known):
+        return f"{len(names)}, and these data have {len(known)}"
+    i = next(i for i, (a, b) in enumerate(zip(names, known, strict=True)) if a != b)
+    return f"number {i} was {names[i]!r}, and is {known[i]!r} in these data"
 
 
 class ClassificationData(pl.LightningDataModule):
@@ -292,18 +313,6 @@ class ClassificationData(pl.LightningDataModule):
     def _run(self) -> Any:
         """The trainer, which there is as soon as anything is asked of the data."""
         return self.trainer
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"images_per_batch": self.batch_size * self._run.world_size}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raise TrainingError if the place in the epoch, counted in batches of all devices, means another one here."""
-        ranks, images = self._run.world_size, state_dict["images_per_batch"]
-        if images != self.batch_size * ranks:
-            raise TrainingError(
-                f"the checkpoint was written by a run of {images} images in a batch; data.batch_size {self.batch_size} "
-                f"on {ranks} devices makes {self.batch_size * ranks}. Expected data.batch_size {images // ranks}"
-            )
 
     def setup(self, stage: str) -> None:
         self.source("train")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from ..files import replacing
 from .task import TrainingError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+#: Stands in both files, and says that an export may replace them.
+_MARK = {"written_by": "ganglion fit"}
 
 
 def export(
@@ -20,23 +28,40 @@ def export(
 ) -> None:
     """Write `model.safetensors` and `config.json` (network, its arguments, classes, preprocessing) to `folder`.
 
-    A folder that is there already is replaced when the new one is complete.
+    Each replaces an older one when it is complete; whatever else is there stays.
 
-    Raises TrainingError if it cannot be written, or if a weight is not finite.
+    Raises TrainingError if they cannot be written, if an older one is not ours, or if a weight is not finite.
     """
-    bad = [name for name, value in network.state_dict().items() if not torch.isfinite(value).all()]
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    bad = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if bad:
         raise TrainingError(
             f"not exported: {bad[0]} has values that are not finite ({len(bad)} tensors have)"
         )
-    config = {"label_names": class_names} if class_names else {}
-    network.to(memory_format=torch.contiguous_format)  # pyright: ignore  safetensors holds no other
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    if os.path.lexists(folder) and not is_export(folder):
+        raise TrainingError(f"not exported: {folder} holds a network that no run of ours wrote")
+    config = _MARK | ({"label_names": class_names} if class_names else {})
     try:
-        save_for_hf(network, str(temporary), config, safe_serialization=True, data_config=data_config)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / WEIGHTS, durable=True) as temporary:
+            safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"} | _MARK)
+        with replacing(folder / CONFIG, durable=True) as temporary:
+            save_config_for_hf(network, str(temporary), config, data_config=data_config)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `export` may write to a folder: its two files there, if they are, were written by it."""
+    if not folder.is_dir():
+        return False
+    weights, config = folder / WEIGHTS, folder / CONFIG
+    try:
+        if os.path.lexists(config) and not _MARK.items() <= json.loads(config.read_bytes()).items():
+            return False
+        if os.path.lexists(weights):
+            with safetensors.safe_open(weights, "pt") as file:
+                return _MARK.items() <= (file.metadata() or {}).items()
+    except (OSError, ValueError, AttributeError, SafetensorError):
+        return False
+    return True

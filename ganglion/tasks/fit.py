@@ -15,34 +15,38 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ..config import check_range
 from ..data import DataError
 from ..errors import unknown
 from ..models import CheckpointError
 from .averaging import EMA
-from .checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted, last_good, list_checkpoints
-from .export import export
+from .checkpoints import AtomicCheckpointIO
 from .guard import Guard
 from .messages import in_options, parser_error
 from .optimization import OptimizerConfig, ScheduleConfig
 from .progress import Progress
+from .run_folder import RunFolder
+from .running import Recorder, run
+from .saving import Checkpoints, Interrupted
 from .task import Task, TrainingError, rank_of_environment
 
 #: What can be trained: its module in this package, its task, its data.
 TASKS = {"classification": ("classification", "Classification", "ClassificationData")}
 
 _DEFAULTS = {
-    "trainer.max_epochs": 10,
     "trainer.logger": False,
     "trainer.num_sanity_val_steps": 0,
     "trainer.enable_model_summary": False,
@@ -50,17 +54,8 @@ _DEFAULTS = {
     "trainer.log_every_n_steps": 50,
 }
 
-#: What may differ between a run and its continuation. The data see to the batch: it may be shared by more devices.
-_FREE = (
-    "output",
-    "data.root",
-    "data.workers",
-    "data.batch_size",
-    "data.val_batch_size",
-    "progress",
-    "checkpoint",
-    "trainer",
-)
+#: Epochs of a run that sets neither `max_epochs` nor `max_steps`.
+_EPOCHS = 10
 
 
 class FitCLI(LightningCLI):
@@ -68,6 +63,7 @@ class FitCLI(LightningCLI):
 
     def __init__(self, task: type[Task], data: type[LightningDataModule], argv: Sequence[str]):
         self._argv = list(argv)
+        self._scratch: TemporaryDirectory[str] | None = None
         super().__init__(
             task,
             data,
@@ -114,48 +110,38 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        if config["use_distributed_sampler"]:
-            raise ValueError(
-                "trainer.use_distributed_sampler is true: expected false, the data are sampled here"
-            )
+        _check_trainer(config)
         extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         callbacks: list[Callback] = [c for c in extra if not (isinstance(c, EMA) and c.decay == 0)]
         if any(isinstance(c, EMA) for c in callbacks) and "ModelParallel" in str(config["strategy"]):
             raise ValueError(
                 "ema.decay: sharded weights are not averaged; set it to 0, or use trainer.strategy ddp"
             )
-        callbacks.append(Guard(self.datamodule.max_broken))  # pyright: ignore
-        config["default_root_dir"] = self.config["output"]
+        callbacks += [Guard(self.datamodule.max_broken), Recorder()]  # pyright: ignore
+        if config["max_epochs"] is None:
+            config["max_epochs"] = _EPOCHS if config["max_steps"] == -1 else -1
+        seconds = _seconds(config.pop("max_time"))
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints):  # which ends with a checkpoint, unlike Lightning's timer
+                callback.max_seconds = seconds
+        if config["fast_dev_run"]:
+            self._scratch = TemporaryDirectory(prefix="ganglion-")
+        config["default_root_dir"] = self._scratch.name if self._scratch else self.config["output"]
         config["plugins"] = [*_listed(config["plugins"]), AtomicCheckpointIO()]
         return self._instantiate_trainer(config, callbacks)
 
     def run(self) -> None:
-        """Train from the last good checkpoint of the output folder, or from the beginning, and export the network."""
-        trainer, output = self.trainer, Path(self.config["output"])
-        if trainer.strategy.root_device.type == "cpu":
-            leave_cores(trainer.num_devices, self.datamodule.workers)  # pyright: ignore
-        checkpoint = last_good(output / "checkpoints")
-        if checkpoint is None and list_checkpoints(output / "checkpoints"):
-            raise CheckpointError(f"none of the checkpoints in {output / 'checkpoints'} can be read")
-        if checkpoint is not None:
-            self._check_same_run(output / "config.yaml")
-            _tell(f"resuming from {checkpoint}")
-        if trainer.is_global_zero:
-            self._save_config(output / "config.yaml")
-        trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint)
-
-        network = _whole_network(self.model)  # pyright: ignore
-        if trainer.is_global_zero:
-            description = self.model.description()  # pyright: ignore
-            names = {key: description[key] for key in ("data_config", "class_names")}
-            export(network, output / "model", **names)
-            _tell(f"trained; the network is in {output / 'model'}")
-
-    def _save_config(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(self._dump())
-        os.replace(temporary, path)
+        """Train and export, see `running.run`. A dry run does so in a folder that is removed."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            leave_cores(self.trainer.num_devices, self.datamodule.workers)  # pyright: ignore
+        folder = RunFolder(Path(self.trainer.default_root_dir))
+        try:
+            run(self.trainer, self.model, self.datamodule, folder=folder, config=self._dump(), tell=_tell)  # pyright: ignore
+        finally:
+            if self._scratch is not None:
+                self._scratch.cleanup()
+        if self._scratch is not None:
+            _tell("trainer.fast_dev_run: all went well, and nothing of it was kept")
 
     def _dump(self) -> str:
         config = self.config.clone()
@@ -163,21 +149,37 @@ class FitCLI(LightningCLI):
         config.pop("resume", None)
         return self.parser.dump(config, skip_link_targets=True, skip_unset=False, skip_validation=True)
 
-    def _check_same_run(self, path: Path) -> None:
-        """Raise ValueError if the folder's run was made with other settings."""
-        if not path.exists():
-            return
-        before, now = _flat(yaml.safe_load(path.read_text())), _flat(yaml.safe_load(self._dump()))
-        changed = [
-            f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(_FREE)
-        ]
-        if changed:
-            raise ValueError(
-                f"{path.parent} holds a run with other settings: {', '.join(changed)}. Choose another --output, or go "
-                f"on with that run as it is: ganglion fit --resume {path.parent}"
-            )
+
+def _check_trainer(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for what Lightning would take, and this command cannot do."""
+    if config["use_distributed_sampler"]:
+        raise ValueError("trainer.use_distributed_sampler is true: expected false, the data are sampled here")
+    if config["overfit_batches"]:
+        raise ValueError(
+            f"trainer.overfit_batches is {config['overfit_batches']}: expected 0; data.train_limit N trains on the "
+            "first N images"
+        )
+    if config["reload_dataloaders_every_n_epochs"]:
+        raise ValueError("trainer.reload_dataloaders_every_n_epochs: expected 0, the data stay the same")
+    for name, low in (
+        ("accumulate_grad_batches", 1),
+        ("check_val_every_n_epoch", 1),
+        ("log_every_n_steps", 1),
+        ("gradient_clip_val", 0),
+        ("max_epochs", -1),
+        ("max_steps", -1),
+    ):
+        check_range(f"trainer.{name}", config[name], low)
+    for name in ("max_epochs", "max_steps"):
+        if config[name] == 0:
+            raise ValueError(f"trainer.{name} is 0: expected at least 1")
+
+
+def _seconds(max_time: Any) -> float | None:
+    """Seconds of `trainer.max_time`, in whichever way Lightning lets it be written."""
+    seconds = Timer(duration=max_time).time_remaining()
+    check_range("trainer.max_time", seconds, above=0)
+    return seconds
 
 
 def leave_cores(processes: int, workers: int) -> None:
@@ -200,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
         if rank_of_environment() != 0:
             return 0
         _tell(f"{stop}\nto go on: ganglion fit --resume {stop.path.parent.parent}")
-        return 128 + stop.signum
+        return 0 if stop.signum is None else 128 + stop.signum
     except (ArgumentError, yaml.YAMLError) as error:
         print(f"ganglion fit: error: {in_options(parser_error(str(error)), argv)}", file=sys.stderr)
         return 2
@@ -277,32 +279,8 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _whole_network(task: Task) -> torch.nn.Module:
-    """The network with all of its weights on this rank. Called on all ranks."""
-    if task.device_mesh is None:
-        return task.network
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    weights = get_model_state_dict(
-        task.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    if not task.trainer.is_global_zero:
-        return task.network
-    network = task.build()
-    network.load_state_dict(weights)
-    return network
-
-
 def _listed(value: Any) -> list:
     return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    parts = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items())
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def _tell(text: str) -> None:

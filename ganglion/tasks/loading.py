@@ -236,7 +236,7 @@ def _from_file(model: str | None, source: str) -> LoadedModel:
             f"{source!r} holds a {type(content).__name__}: expected a dictionary of tensors"
         )
     if "ganglion" in content:
-        return _from_training(content, source)
+        return from_training(content, source)
     if model is None:
         raise ValueError(f"{source!r} does not say which network it holds: expected the name of a model")
     network = timm.create_model(model)
@@ -258,7 +258,11 @@ def _from_file(model: str | None, source: str) -> LoadedModel:
     return _loaded(network, source)
 
 
-def _from_training(content: Mapping[str, Any], source: str) -> LoadedModel:
+def from_training(content: Mapping[str, Any], source: str) -> LoadedModel:
+    """The network of a training checkpoint of `ganglion fit`, with its averaged weights if it has some.
+
+    source: where the content is from. Raises CheckpointError.
+    """
     made_of = content["ganglion"]
     check_training(made_of, repr(source))
     state = content.get("state_dict")

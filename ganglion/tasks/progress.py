@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 import time
 from datetime import timedelta
@@ -14,6 +13,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
+
+from ..files import replacing
 
 LOG = "log.csv"
 
@@ -104,7 +105,7 @@ class Progress(ProgressBar):
         loss = pl_module.mean_loss(everywhere=True)  # pyright: ignore
         if not trainer.is_global_zero:
             return
-        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        metrics: dict[str, float] = pl_module.measured  # pyright: ignore
         self._write(trainer, pl_module, loss, metrics)
         if self._enabled:
             shown = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
@@ -157,6 +158,8 @@ class Progress(ProgressBar):
             "step": trainer.global_step,
             "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "train/loss": loss,
+            # Empty in an epoch without validation.
+            **(dict.fromkeys(task.METRICS, "") if trainer.enable_validation else {}),
             **metrics,
             "images_per_second": round(self._rate(), 1),
             "memory_gib": round(memory_gib(trainer), 3),
@@ -185,6 +188,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def is_log(path: Path) -> bool:
+    """Whether a file was written here, judged by its first columns."""
+    try:
+        with open(path, newline="") as file:
+            return file.readline().startswith("epoch,step,lr,train/loss")
+    except (OSError, ValueError):
+        return False
+
+
 def keep_rows(path: Path, *, before_epoch: int) -> None:
     """Forget the epochs that a resumed run will do again."""
     rows = read_rows(path)
@@ -200,9 +212,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def _write_rows(path: Path, rows: list[dict[str, str]], columns: list[str]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -34,6 +35,9 @@ class Task(pl.LightningModule):
 
     network: nn.Module
 
+    #: What a validation measures: the names of the logged values.
+    METRICS: tuple[str, ...] = ()
+
     def __init__(
         self,
         *,
@@ -51,9 +55,14 @@ class Task(pl.LightningModule):
             channels_last,
             compile,
         )
+        #: What the last validation of this epoch measured; empty in an epoch without one.
+        self.measured: dict[str, float] = {}
+        #: Set for a run that ended before its last step, by early stopping, and is not to go on.
+        self.ended = False
         self._lr_scale, self._updates_per_epoch = 1.0, 1
         self._losses: list[Tensor] = []
         self._loss_sum = self._loss_count = 0.0
+        self._resumed, self._notes = False, list[str]()
 
     def build(self) -> nn.Module:
         """The network, before it is moved to a device."""
@@ -65,6 +74,10 @@ class Task(pl.LightningModule):
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of its network, in plain types: enough to build it again without this task."""
+        raise NotImplementedError
+
+    def check_continues(self, before: Mapping[str, Any]) -> None:
+        """Raise TrainingError, saying what differs, unless a checkpoint of that `description` is of this run."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
@@ -99,7 +112,7 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _length(self) -> tuple[float, int]:
-        """Epochs of the run, and optimizer steps of an epoch.
+        """Epochs of the run, and optimizer steps of an epoch. With `max_epochs`, `max_steps` only ends the run early.
 
         Not the trainer's `estimated_stepping_batches`: asking for it here would begin to read the data, before the
         trainer has restored where in the epoch the run was.
@@ -119,12 +132,22 @@ class Task(pl.LightningModule):
                 f"{self.global_batch_size} to an optimizer step. Expected a smaller data.batch_size"
             )
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        epochs = math.inf if trainer.max_epochs == -1 else float(trainer.max_epochs or math.inf)
-        if trainer.max_steps != -1:
-            epochs = min(epochs, trainer.max_steps / per_epoch)
-        if epochs == math.inf:
+        if trainer.max_epochs not in (None, -1):
+            return float(trainer.max_epochs), per_epoch  # pyright: ignore
+        if trainer.max_steps == -1:
             raise TrainingError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        return epochs, per_epoch
+        return trainer.max_steps / per_epoch, per_epoch
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the run is done: `max_epochs` epochs, or without them `max_steps` steps."""
+        return self._complete(self.epoch)
+
+    def _complete(self, epochs: int) -> bool:
+        trainer = self.trainer
+        if trainer.max_epochs not in (None, -1):
+            return epochs >= trainer.max_epochs  # pyright: ignore
+        return trainer.global_step >= trainer.max_steps
 
     @property
     def global_batch_size(self) -> int:
@@ -136,6 +159,16 @@ class Task(pl.LightningModule):
     def epoch(self) -> int:
         """Epochs completed, as the samplers count them (`current_epoch` lags behind in a run resumed by steps)."""
         return self.trainer.fit_loop.epoch_progress.current.processed  # pyright: ignore
+
+    def on_fit_start(self) -> None:
+        self.trainer.should_stop = self.ended
+
+    def on_train_start(self) -> None:
+        for note in self._notes:
+            self.print(note)
+        if self._resumed:
+            # The optimizer brought the rate that the schedule gave before, which may have been another one.
+            self.lr_scheduler_step(self.trainer.lr_scheduler_configs[0].scheduler, None)  # pyright: ignore
 
     def lr_scheduler_step(self, scheduler: Scheduler, metric: Any | None) -> None:  # pyright: ignore
         if scheduler.t_in_epochs:
@@ -155,9 +188,23 @@ class Task(pl.LightningModule):
         self._losses.append(loss.detach())
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        last = batch_idx + 1 >= self.trainer.num_training_batches
+        if self._complete(self.epoch + last):
+            # The trainer validates before it stops, whatever the interval, also where the run ends within an epoch.
+            self.trainer.should_stop = True
+            self.trainer.check_val_every_n_epoch = 1
+
     def on_train_epoch_start(self) -> None:
+        self.measured = {}
         self._losses.clear()
         self._loss_sum = self._loss_count = 0.0
+
+    def on_validation_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.measured = {
+                name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())
+            }
 
     def mean_loss(self, *, everywhere: bool = False) -> float:
         """Mean training loss of the epoch so far: this rank's, or all ranks' if all of them ask `everywhere`.
@@ -201,10 +248,72 @@ class Task(pl.LightningModule):
         self.mean_loss()
         total, count = self._totals()
         checkpoint["epoch_losses"] = {"sum": total, "count": count}
+        checkpoint["measured"] = dict(self.measured)
+        checkpoint["length"] = {"steps": self._run_steps(), "images": self._images()}
+        checkpoint["batch"] = {"step": self.global_batch_size, "batch": self._images_per_batch()}
+        checkpoint["ended"] = self.trainer.should_stop and not self.complete
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise TrainingError if the checkpoint is of another run."""
+        self.check_continues(checkpoint["ganglion"])
         losses, ranks = checkpoint["epoch_losses"], self.trainer.world_size
         self._loss_sum, self._loss_count = losses["sum"] / ranks, losses["count"] / ranks
+        self.measured = dict(checkpoint["measured"])
+        # The schedule is a function of the recipe and the step, not of what an earlier recipe made of it.
+        checkpoint["lr_schedulers"] = []
+        self._resumed = True
+        self._note_length(checkpoint["length"])
+        self._trade_batches(checkpoint)
+
+    def _run_steps(self) -> int:
+        epochs, per_epoch = self._length()
+        return round(epochs * per_epoch)
+
+    def _images(self) -> int:
+        return len(self.trainer.datamodule.source("train"))  # pyright: ignore
+
+    def _images_per_batch(self) -> int:
+        return self.global_batch_size // self.trainer.accumulate_grad_batches
+
+    def _note_length(self, before: Mapping[str, int]) -> None:
+        steps = self._run_steps()
+        if (images := self._images()) != before["images"]:
+            self._notes.append(
+                f"the training data have {images} images, and had {before['images']} in this run so far"
+            )
+        if steps != before["steps"]:
+            self._notes.append(
+                f"the run has {steps} steps, and had {before['steps']} so far: its schedule goes on as that of a "
+                f"run of {steps}"
+            )
+
+    def _trade_batches(self, checkpoint: dict[str, Any]) -> None:
+        """Count the place in the epoch in batches of this command's size.
+
+        Raises TrainingError if as many images to an optimizer step as before are not possible.
+        """
+        before, trainer = checkpoint["batch"], self.trainer
+        found = {"step": self.global_batch_size, "batch": self._images_per_batch()}
+        if found["step"] != before["step"]:
+            accumulated = trainer.accumulate_grad_batches
+            raise TrainingError(
+                f"the run takes {before['step']} images to an optimizer step; data.batch_size "
+                f"{found['batch'] // trainer.world_size} on {trainer.world_size} devices, with "
+                f"trainer.accumulate_grad_batches {accumulated}, makes {found['step']}. Expected data.batch_size "
+                f"{before['step'] / trainer.world_size / accumulated:g}"
+            )
+        if found["batch"] == before["batch"]:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["current"], progress["total"]):
+            done = counts["ready"]
+            moved = done * before["batch"] // found["batch"] - done
+            counts.update({name: count + moved for name, count in counts.items()})
+        if not progress["is_last_batch"] and progress["current"]["ready"] >= self._images() // found["batch"]:
+            raise TrainingError(
+                f"batches of {found['batch']} images leave nothing of this epoch, whose rest is smaller: go on with "
+                f"batches of {before['batch']} to its end first"
+            )
 
 
 def shard(network: nn.Module, mesh: Any) -> None:

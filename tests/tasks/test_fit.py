@@ -14,7 +14,7 @@ from PIL import Image
 
 from ganglion.models import CheckpointError
 from ganglion.tasks import classification, fit
-from ganglion.tasks.checkpoints import AtomicCheckpointIO, last_good, list_checkpoints, verify
+from ganglion.tasks.checkpoints import AtomicCheckpointIO, list_checkpoints, newest_good, verify
 from ganglion.tasks.loading import load_model
 from ganglion.tasks.progress import LOG, read_rows
 
@@ -198,7 +198,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(damage, data, tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         verify(newest)
     with pytest.warns(RuntimeWarning, match="ganglion: the checkpoint .* damaged"):
-        assert last_good(tmp_path / "checkpoints") == before
+        assert newest_good(tmp_path / "checkpoints")[0] == before  # pyright: ignore
     with pytest.warns(RuntimeWarning, match="trying the one before"):
         assert fit.main(argv) == 0
     assert read_last(tmp_path)["global_step"] == 10

@@ -119,9 +119,9 @@ def find_damage(path: Path) -> str | None:
     Raises OSError for a file that cannot be opened.
     """
     with open(path, "rb") as file:
-        end = _end(file, _SEAL_BYTES)
+        end, size = _end(file, _SEAL_BYTES), file.tell()
         if _SEAL.fullmatch(end):
-            found = _digest(file, file.tell() - 64)
+            found = _digest(file, size - 64)
             return None if end.endswith(found) else "its content does not fit its checksum"
     if end[-_END_BYTES:][:4] != _END_OF_ARCHIVE or end[-2:] != b"\0\0":
         return "its end is missing or changed"

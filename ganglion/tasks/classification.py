@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from timm.data import Mixup, resolve_data_config
+from timm.models import get_model_args
 from torch import Tensor, nn
 
 from ..config import check_literals, check_range
@@ -196,9 +197,14 @@ class Classification(Task):
 
     def description(self) -> dict[str, Any]:
         data: ClassificationData = self.trainer.datamodule  # pyright: ignore
+        name, args = self.name, self.model_args | {"in_chans": self.in_chans}
+        if name.startswith(("local-dir:", "hf-hub:")):  # what it names may be gone, or changed, by then
+            name = self.network.pretrained_cfg["architecture"]  # pyright: ignore
+            args = get_model_args(self.network, args)
+            args.pop("num_classes", None)
         return {
-            "model": self.name,
-            "model_args": self.model_args | {"in_chans": self.in_chans},
+            "model": name,
+            "model_args": args,
             "num_classes": self.num_classes,
             "data_config": data.data_config(self.network),
             "class_names": data.class_names,

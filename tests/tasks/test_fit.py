@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -268,3 +269,15 @@ def test_failed_write_leaves_no_trace(tmp_path):
     with pytest.raises(Exception, match=r"pickle|local"):
         io.save_checkpoint({"a": lambda: 0}, tmp_path / "step-00000002.ckpt")
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
+
+
+def test_a_run_from_an_exported_folder_outlives_it(trained, data, tmp_path):
+    """Its checkpoints say how the network is built, not where its description once was."""
+    shutil.copytree(trained / "model", tmp_path / "begin")
+    argv = arguments(
+        data, tmp_path / "run", model__name=f"local-dir:{tmp_path / 'begin'}", model__pretrained="true"
+    )
+    assert fit.main([*argv, "--trainer.max_epochs=1", "--schedule.warmup_epochs=0"]) == 0
+    shutil.rmtree(tmp_path / "begin")
+    (newest,) = list_checkpoints(tmp_path / "run" / "checkpoints")[:1]
+    assert load_model(newest).name == load_model(tmp_path / "run" / "model").name == "test_vmamba"

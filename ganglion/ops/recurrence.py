@@ -35,15 +35,18 @@ def forward(
     A_DN: Tensor,
     B_BLND: Tensor,
     C_BLND: Tensor,
-    keep_L: Tensor | None = None,
+    line: int | None = None,
     first_BND: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, D) and the states h (B, L, N, D).
 
-    B and C: (B, L, N, 1), or constant (1, 1, N, D). keep_L is 0 where the state restarts, else 1. first_BND: the state
-    before the first step, zero if None.
+    B and C: (B, L, N, 1), or constant (1, 1, N, D). line: the state restarts after so many steps, which divide L; B and
+    C are then not constant. first_BND: the state before the first step, zero if None.
     """
-    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLND, keep_L, first_BND)
+    if line is not None:
+        y, h = forward(*_lines(line, x_BLD, dt_BLD), A_DN, *_lines(line, B_BLND, C_BLND))
+        return y.reshape(x_BLD.shape), h.reshape(*x_BLD.shape[:2], *h.shape[2:])
+    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLND, first_BND)
     h = linear_recurrence(a, b)
     return (C_BLND * h).sum(2), h
 
@@ -55,15 +58,22 @@ def backward(
     A_DN: Tensor,
     B_BLND: Tensor,
     C_BLND: Tensor,
-    keep_L: Tensor | None = None,
+    line: int | None = None,
     first_BND: Tensor | None = None,
     grad_last_BND: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C and the state before the first step, given those of y and of the last state.
 
-    The states are computed again.
+    The states are computed again. line: as in `forward`; there is then no state before the first step to speak of.
     """
-    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLND, keep_L, first_BND)
+    if line is not None:
+        grad_x, grad_dt, grad_A, grad_B, grad_C, grad_first = backward(
+            *_lines(line, grad_y_BLD, x_BLD, dt_BLD), A_DN, *_lines(line, B_BLND, C_BLND)
+        )
+        grad_x, grad_dt = (grad.reshape(x_BLD.shape) for grad in (grad_x, grad_dt))
+        grad_B, grad_C = (grad.reshape(B_BLND.shape) for grad in (grad_B, grad_C))
+        return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_first
+    a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLND, first_BND)
     h = linear_recurrence(a, b)
     grad_C = _sum_products(h, grad_y_BLD, C_BLND)
     # The adjoint state runs backwards: g_t = C_t * grad_y_t + a_{t+1} * g_{t+1}.
@@ -92,17 +102,20 @@ def _coefficients(
     dt_BLD: Tensor,
     A_DN: Tensor,
     B_BLND: Tensor,
-    keep_L: Tensor | None,
     first_BND: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """a and b of the recurrence, (B, L, N, D): A is discretised by zero-order hold, B by Euler's rule."""
     a = torch.exp(dt_BLD[:, :, None] * A_DN.T)
-    if keep_L is not None:
-        a = a * keep_L[:, None, None]
     b = B_BLND * (dt_BLD * x_BLD)[:, :, None]
-    if first_BND is not None:
-        b[:, 0] += a[:, 0] * first_BND
+    # Also of no first state: a decay that is NaN or infinite shows from its step on, not from the next.
+    b[:, 0] += a[:, 0] * (0 if first_BND is None else first_BND)
     return a, b
+
+
+def _lines(line: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """(B, L, ...) -> (B * L / line, line, ...): lines are sequences of their own, so that no NaN goes from one to the
+    next, as it would through a decay of zero."""
+    return tuple(t.reshape(t.shape[0] * t.shape[1] // line, line, *t.shape[2:]) for t in tensors)
 
 
 def _sum_products(h_BLND: Tensor, v_BLD: Tensor, like: Tensor) -> Tensor:

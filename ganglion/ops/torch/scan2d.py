@@ -34,9 +34,9 @@ def forward(
     work = dt_weight.dtype
     y_BLD = torch.zeros(batch, height * width, channels, dtype=work, device=x.device)
     carries = []
-    for k, order, keep, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
+    for k, order, line, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
         dt = F.softplus(dt_low @ dt_weight[k].T + dt_bias[k])
-        y_route, h = recurrence.forward(x_BLD, dt, A[k], B_BLN[..., None], C_BLN[..., None], keep)
+        y_route, h = recurrence.forward(x_BLD, dt, A[k], B_BLN[..., None], C_BLN[..., None], line)
         y_BLD[:, order] += y_route
         first = torch.zeros_like(h[:, :1])
         carries.append(torch.cat([first, h[:, CHUNK - 1 : -1 : CHUNK]], dim=1))
@@ -65,10 +65,10 @@ def backward(
         batch, height * width, len(routes), proj.shape[-1] // len(routes), device=x.device, dtype=work
     )
     grad_dt_weight, grad_dt_bias, grad_A = (torch.empty_like(t) for t in (dt_weight, dt_bias, A))
-    for k, order, keep, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
+    for k, order, line, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
         v = dt_low @ dt_weight[k].T + dt_bias[k]
         grad_route, grad_dt, grad_A[k], grad_B, grad_C, _ = recurrence.backward(
-            grad_y_BLD[:, order], x_BLD, F.softplus(v), A[k], B_BLN[..., None], C_BLN[..., None], keep
+            grad_y_BLD[:, order], x_BLD, F.softplus(v), A[k], B_BLN[..., None], C_BLN[..., None], line
         )
         grad_x[:, order] += grad_route
         grad_v = grad_dt * recurrence.softplus_grad(v)
@@ -91,8 +91,9 @@ def backward(
 
 def _walks(
     x: Tensor, proj: Tensor, dt_weight: Tensor, A: Tensor, routes: Sequence[int]
-) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]]:
-    """Per route: index, pixel order, restart mask, and x, low-rank dt, B, C in the order of the walk."""
+) -> Iterator[tuple[int, Tensor, int | None, Tensor, Tensor, Tensor, Tensor]]:
+    """Per route: index, pixel order, length of the lines after which the state restarts (None if it does not), and x,
+    low-rank dt, B, C in the order of the walk."""
     batch, height, width, channels = x.shape
     rank, state = dt_weight.shape[2], A.shape[2]
     x_BLD = x.reshape(batch, height * width, channels)
@@ -100,10 +101,6 @@ def _walks(
     for k, code in enumerate(routes):
         route = Route.from_code(code)
         order = route.order(height, width, x.device)
-        keep = None
-        if route.restart:
-            keep = (torch.arange(len(order), device=x.device) % route.line(height, width) != 0).to(
-                dt_weight.dtype
-            )
+        line = route.line(height, width) if route.restart else None
         low, B_BLN, C_BLN = proj_BLKP[:, order, k].to(dt_weight.dtype).split([rank, state, state], dim=-1)
-        yield k, order, keep, x_BLD[:, order].to(dt_weight.dtype), low, B_BLN, C_BLN
+        yield k, order, line, x_BLD[:, order].to(dt_weight.dtype), low, B_BLN, C_BLN

@@ -161,9 +161,16 @@ SCAN_INLINE void recompute_chunk(const Scan& scan, const Chunk& chunk, const Par
     }
 }
 
-template <int STATE>
-SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Parameters& params, const float* proj,
-                                const Sums& sums, const BackwardSpace& space) {
+// a, but zero in the channels of a block that do not exist: 0 * infinity makes NaN there, which no sum may see. FULL
+// says that all exist.
+template <bool FULL>
+SCAN_INLINE Vec existing(Vec a, int first_lane, int count) {
+    return FULL ? a : select(lanes_below(count - first_lane), a, splat(0.0f));
+}
+
+template <int STATE, bool FULL>
+SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, int channels, const Parameters& params,
+                                const float* proj, const Sums& sums, const BackwardSpace& space) {
     const int rank = (int)scan.rank, state = STATE ? STATE : (int)scan.state, per_route = rank + 2 * state;
     const int row = (int)BackwardSpace::grad_proj_row(scan), padded_rank = row - 2 * state;
     const float *const d_ = space.d, *const decay = space.decay, *const h = space.h, *const A = params.A;
@@ -184,9 +191,12 @@ SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Para
                 const Vec g_y = load(grad_y_p + c), d = load(d_ + p * BLOCK + c);
                 const Vec g = g_y * splat(C[n]) + load(adjoint + of_n);
                 Vec passed = g * load(decay + at), grad_log_decay = passed * load(h + at);
-                if (chunk.restart[p]) grad_log_decay = passed = splat(0.0f);
-                along_C += g_y * load(h + at + state * BLOCK);
-                along_B += g * (d * load(x_p + c));
+                if (chunk.restart[p]) {    // the state before is zero, and times infinity that is NaN, as everywhere
+                    grad_log_decay = passed * splat(0.0f);
+                    passed = splat(0.0f);
+                }
+                along_C += existing<FULL>(g_y * load(h + at + state * BLOCK), c, channels);
+                along_B += existing<FULL>(g * (d * load(x_p + c)), c, channels);
                 grad_dx[j] += g * splat(B[n]);
                 grad_dt[j] += grad_log_decay * load(A + of_n);
                 store(adjoint + of_n, passed);
@@ -206,17 +216,19 @@ SCAN_INLINE void backward_chunk(const Scan& scan, const Chunk& chunk, const Para
 }
 
 // COLS vectors of the gradient of dt_low, from column r.
-template <int COLS>
-SCAN_INLINE void grad_low_columns(int steps, int row, const float* grad_v, const Parameters& params, int r, float* to) {
+template <int COLS, bool FULL>
+SCAN_INLINE void grad_low_columns(int steps, int channels, int row, const float* grad_v, const Parameters& params,
+                                  int r, float* to) {
     multiply<COLS, false>(
-        steps, BLOCK, [=](int p, int c) { return grad_v[p * BLOCK + c]; }, params.weight_rows + r, params.padded_rank,
+        steps, FULL ? BLOCK : channels, [=](int p, int c) { return grad_v[p * BLOCK + c]; }, params.weight_rows + r, params.padded_rank,
         [](int, int) { return splat(0.0f); },
         [=](int p, int j, Vec value) { store(to + p * row + r + j * WIDTH, value); });
 }
 
 // Gradients of the matrix product that made v.
-SCAN_INLINE void backward_step_inputs(const Scan& scan, int steps, const Parameters& params, const float* proj,
-                                      const Sums& sums, const BackwardSpace& space) {
+template <bool FULL>
+SCAN_INLINE void backward_step_inputs(const Scan& scan, int steps, int channels, const Parameters& params,
+                                      const float* proj, const Sums& sums, const BackwardSpace& space) {
     const int rank = (int)scan.rank;
     const int64_t per_route = scan.per_route();
     const int row = (int)BackwardSpace::grad_proj_row(scan);
@@ -227,8 +239,9 @@ SCAN_INLINE void backward_step_inputs(const Scan& scan, int steps, const Paramet
         [=](int r, int j) { return load(grad_weight + r * BLOCK + j * WIDTH); },
         [=](int r, int j, Vec value) { store(grad_weight + r * BLOCK + j * WIDTH, value); });
     int r = 0;
-    for (; r + WIDTH < rank; r += 2 * WIDTH) grad_low_columns<2>(steps, row, grad_v, params, r, space.grad_proj);
-    for (; r < rank; r += WIDTH) grad_low_columns<1>(steps, row, grad_v, params, r, space.grad_proj);
+    for (; r + WIDTH < rank; r += 2 * WIDTH)
+        grad_low_columns<2, FULL>(steps, channels, row, grad_v, params, r, space.grad_proj);
+    for (; r < rank; r += WIDTH) grad_low_columns<1, FULL>(steps, channels, row, grad_v, params, r, space.grad_proj);
 }
 
 // Writes (`first`) or adds the gradient of a chunk's projections to that of the image.
@@ -281,8 +294,13 @@ void backward_unit(const Scan& scan, int64_t image, Channels channels, Partial p
             }
             step_inputs(scan, chunk.steps, params, proj, space.d);
             recompute_chunk<STATE>(scan, chunk, params, proj, space);
-            backward_chunk<STATE>(scan, chunk, params, proj, sums, space);
-            backward_step_inputs(scan, chunk.steps, params, proj, sums, space);
+            if (channels.count == BLOCK) {
+                backward_chunk<STATE, true>(scan, chunk, BLOCK, params, proj, sums, space);
+                backward_step_inputs<true>(scan, chunk.steps, BLOCK, params, proj, sums, space);
+            } else {
+                backward_chunk<STATE, false>(scan, chunk, channels.count, params, proj, sums, space);
+                backward_step_inputs<false>(scan, chunk.steps, channels.count, params, proj, sums, space);
+            }
             add_grad_proj(scan, chunk.steps, space, grad_proj, partial.first_block);
             if (k == scan.routes - 1) write_chunk(scan, space.grad_x, scan.grad_x, image, channels, chunk);
         }

@@ -101,6 +101,14 @@ SCAN_INLINE Vec load(const float* from) {
 }
 SCAN_INLINE void store(float* to, Vec value) { memcpy(to, &value, sizeof value); }
 
+// All bits of the first `count` lanes.
+SCAN_INLINE Bits lanes_below(int count) {
+    int32_t lane[WIDTH];
+    for (int i = 0; i < WIDTH; ++i) lane[i] = i < count ? -1 : 0;
+    Bits result;
+    memcpy(&result, lane, sizeof result);
+    return result;
+}
 
 SCAN_INLINE float sum(Vec a) {
     float lane[WIDTH];

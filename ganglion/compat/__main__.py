@@ -1,0 +1,43 @@
+"""`python -m ganglion.compat script.py ARGS...`: runs a script as `python script.py ARGS...` would, with the stand-ins
+of `ganglion.compat.mamba_ssm` in place. `-m MODULE ARGS...` runs a module."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+from .mamba_ssm import install
+
+USAGE = "usage: python -m ganglion.compat [--replace] (SCRIPT.py | -m MODULE) [ARGS...]"
+
+
+def main(argv: list[str]) -> int:
+    """Run what `argv` names. Returns 2 after printing what is wrong with it."""
+    replace = argv[:1] == ["--replace"]
+    argv = argv[replace:]
+    if not argv or argv[0] in ("-h", "--help") or argv == ["-m"]:
+        print(USAGE, file=sys.stdout if argv[:1] in (["-h"], ["--help"]) else sys.stderr)
+        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+    is_module = argv[0] == "-m"
+    if not is_module and not Path(argv[0]).is_file():
+        print(f"python -m ganglion.compat: error: there is no script {argv[0]}\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        install(replace=replace)
+    except ImportError as error:
+        print(f"python -m ganglion.compat: error: {error}", file=sys.stderr)
+        return 2
+    if is_module:
+        sys.argv = argv[1:]
+        sys.path.insert(0, "")
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = argv
+        sys.path[0] = str(Path(argv[0]).resolve().parent)
+        runpy.run_path(argv[0], run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

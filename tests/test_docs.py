@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -41,9 +42,7 @@ def test_readme_code_runs(tmp_path, monkeypatch):
 def test_readme_names_what_exists():
     text = (ROOT / "README.md").read_text()
     for name in re.findall(r"`ganglion\.([\w.]+?)(?:\(\))?`", text):
-        target = ganglion
-        for part in name.split("."):
-            target = getattr(target, part)
+        pkgutil.resolve_name(f"ganglion.{name}")
     for command in re.findall(r"^make (\w+)", "\n".join(blocks("README.md", "sh")), re.M):
         assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.M), command
     for link in re.findall(r"\]\(([^):]+)\)", text):
@@ -58,7 +57,7 @@ def test_architecture_names_every_module(package):
         f"{n}/" for n in re.findall(r"^    (\w+)/", part, re.M)
     }
     folder = ROOT / "ganglion" / package
-    there = {p.name for p in folder.glob("*.py")} - {"__init__.py"}
+    there = {p.name for p in folder.glob("*.py")} - {"__init__.py", "__main__.py"}
     there |= {f"{p.parent.name}/" for p in folder.glob("*/__init__.py")}
     assert named == there
 

@@ -22,7 +22,7 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.0, warmup: bool = False):
-        check_range("EMA.decay", decay, 0.0, 1.0)
+        check_range("ema.decay", decay, 0, below=1)
         self.decay, self.warmup = decay, warmup
         super().__init__(multi_avg_fn=self._average)
 

@@ -57,8 +57,11 @@ class MixingConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        check_range("MixingConfig.prob", self.prob, 0, 1)
-        check_range("MixingConfig.switch_prob", self.switch_prob, 0, 1)
+        check_range("model.mixing.mixup", self.mixup, 0)
+        check_range("model.mixing.cutmix", self.cutmix, 0)
+        check_range("model.mixing.prob", self.prob, 0, 1)
+        check_range("model.mixing.switch_prob", self.switch_prob, 0, 1)
+        check_range("model.mixing.off_epoch", self.off_epoch, 0)
 
     @property
     def active(self) -> bool:
@@ -124,6 +127,10 @@ class Classification(Task):
         )
         if not name.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(name):
             raise ValueError("model.name: " + unknown("model", name, timm.list_models()))
+        check_range("model.num_classes", num_classes, 1)
+        check_range("model.in_chans", in_chans, 1)
+        check_range("model.drop_rate", drop_rate, 0, below=1)
+        check_range("model.drop_path_rate", drop_path_rate, 0, below=1)
         check_range("model.label_smoothing", label_smoothing, 0, 1)
         self.name, self.num_classes, self.in_chans = name, num_classes, in_chans
         self.pretrained, self.weights, self.new_classifier = pretrained, weights, new_classifier

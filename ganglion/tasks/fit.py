@@ -15,14 +15,17 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse._common import parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -53,6 +56,9 @@ _DEFAULTS = {
     "trainer.use_distributed_sampler": False,
     "trainer.log_every_n_steps": 50,
 }
+
+#: Packages whose classes a recipe may name.
+_OURS = ("lightning", "ganglion")
 
 #: Epochs of a run that sets neither `max_epochs` nor `max_steps`.
 _EPOCHS = 10
@@ -90,6 +96,11 @@ class FitCLI(LightningCLI):
             const="",
             metavar="FOLDER",
             help="go on with the run in FOLDER (the last one if none is named)",
+        )
+        parser.add_argument(
+            "--allow-code",
+            action="store_true",
+            help="let trainer.* name classes of other packages than Lightning and this one; their code then runs",
         )
         parser.add_lightning_class_args(self._model_class, "model")
         parser.add_lightning_class_args(self._datamodule_class, "data")
@@ -144,9 +155,10 @@ class FitCLI(LightningCLI):
             _tell("trainer.fast_dev_run: all went well, and nothing of it was kept")
 
     def _dump(self) -> str:
-        config = self.config.clone()
+        config = _plain(self.config.clone())
         config.pop("config", None)
         config.pop("resume", None)
+        config.pop("allow_code", None)  # never a recipe's to say
         return self.parser.dump(config, skip_link_targets=True, skip_unset=False, skip_validation=True)
 
 
@@ -182,6 +194,21 @@ def _seconds(max_time: Any) -> float | None:
     return seconds
 
 
+@contextmanager
+def limited_imports(packages: Sequence[str] | None) -> Iterator[None]:
+    """Let the parser import nothing that a recipe names from other packages. None: let it import anything."""
+    policy = ("import_path_verdicts", "import_paths_enforced")
+    before = {name: parsing_settings[name] for name in policy}
+    try:
+        if packages is not None:
+            set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(packages))
+        else:
+            parsing_settings.update(import_path_verdicts={}, import_paths_enforced=False)
+        yield
+    finally:
+        parsing_settings.update(before)  # it is one policy for all parsers of the process
+
+
 def leave_cores(processes: int, workers: int) -> None:
     """Have PyTorch compute on no more threads than there are cores for: not on those of the loader's workers.
 
@@ -197,7 +224,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         argv = _resume(list(argv))
         task, data = _task(argv)
-        FitCLI(task, data, argv).run()
+        with limited_imports(_OURS if "--allow-code" not in argv else None):
+            FitCLI(task, data, argv).run()
     except Interrupted as stop:
         if rank_of_environment() != 0:
             return 0
@@ -277,6 +305,20 @@ def quiet_lightning() -> None:
         r".*your dataloader is not resumable",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _plain(value: Any) -> Any:
+    """Enumerations, which some of Lightning's defaults are and YAML does not know, as what they stand for."""
+    if isinstance(value, Namespace):
+        for key, inside in vars(value).items():
+            setattr(value, key, _plain(inside))
+    elif isinstance(value, dict):
+        return {key: _plain(inside) for key, inside in value.items()}
+    elif isinstance(value, list):
+        return [_plain(inside) for inside in value]
+    elif isinstance(value, Enum):
+        return value.value
+    return value
 
 
 def _listed(value: Any) -> list:

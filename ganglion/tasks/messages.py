@@ -33,6 +33,12 @@ def in_options(message: str, argv: Sequence[str]) -> str:
 
 def parser_error(message: str) -> str:
     """What jsonargparse says of a value, in a line."""
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+        key = re.match(r'Parser key "([^"]+)"', message)
+        return (
+            f"{key[1] + ': ' if key else ''}{denied[1]} is not of Lightning or Ganglion, and its code would run: "
+            "--allow-code permits it"
+        )
     found = re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL)
     if found is None:
         return " ".join(message.split())

@@ -18,7 +18,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from ..config import check_literals, check_positive
+from ..config import check_literals, check_range
 from ..errors import unknown
 
 #: What has two dimensions or more without being a matrix or a kernel: state matrices, step-size biases, layer scales,
@@ -57,7 +57,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        check_positive(self, "lr")
+        check_range("optimizer.lr", self.lr, above=0)
+        check_range("optimizer.lr_batch_size", self.lr_batch_size, 1)
+        check_range("optimizer.weight_decay", self.weight_decay, 0)
+        check_range("optimizer.layer_decay", self.layer_decay, above=0, high=1)
+        check_range("optimizer.betas", self.betas, 0, below=1)
+        check_range("optimizer.eps", self.eps, above=0)
+        check_range("optimizer.momentum", self.momentum, 0, below=1)
         if self.name not in (names := list_optimizers()):
             raise ValueError("OptimizerConfig.name: " + unknown("optimizer", self.name, map(str, names)))
 
@@ -92,6 +98,10 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
+        for name in ("warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs", "decay_milestones"):
+            check_range(f"schedule.{name}", getattr(self, name), 0)
+        check_range("schedule.decay_epochs", self.decay_epochs, above=0)
+        check_range("schedule.decay_rate", self.decay_rate, above=0)
 
     def warmup_of(self, epochs: float) -> float:
         """Epochs of warm-up in a run of `epochs`. By epochs, which are whole, a short run has none."""

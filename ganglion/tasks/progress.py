@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from ..config import check_range
 from ..files import replacing
 
 LOG = "log.csv"
@@ -31,6 +32,7 @@ class Progress(ProgressBar):
 
     def __init__(self, every_n_seconds: float = 60.0):
         super().__init__()
+        check_range("progress.every_n_seconds", every_n_seconds, above=0)
         self.every_n_seconds = every_n_seconds
         self._enabled = True
         self._bar: tqdm | None = None

@@ -118,7 +118,7 @@ def test_plain_lines_where_there_is_no_terminal(data, tmp_path, capsys):
         ("data.root", "images.tar", "one split"),
         ("schedule.warmup_epochs", 4, "warm-up"),
         ("checkpoint.monitor", "top1", "val/top1"),
-        ("ema.decay", 1.5, "from 0 to 1"),
+        ("ema.decay", 1.5, "below 1"),
         ("trainer.use_distributed_sampler", "true", "expected false"),
     ],
     ids=str,

@@ -19,7 +19,7 @@ from .files import SYNONYMS, Files, FolderFiles, TarFiles, hidden, without
 from .lists import read_classes, read_labels
 from .source import ArraySource, FileSource, ImageSource, ReaderSource, foreign
 from .stream import HubSource, ShardSource
-from .types import DataError
+from .types import DataError, MissingSplit
 
 _READERS = ("", "hfds", "hfids", "torch", "wds")
 
@@ -255,7 +255,7 @@ def _arrays(path: Path, request: _Request) -> Path | None:
         if name in splits:
             return splits[name]
     if there:
-        raise DataError(f"{path}: " + unknown("split", request.split, splits))
+        raise MissingSplit(f"{path}: " + unknown("split", request.split, splits))
     return None
 
 
@@ -275,11 +275,6 @@ def _split(root: Path, request: _Request) -> Path:
     there = {path.name.removesuffix(".tar") for path in entries if path.is_dir() or path.suffix == ".tar"}
     if request.or_root and not there & set(chain(*SYNONYMS)):
         return root
-    raise DataError(
-        f"{root}: "
-        + (
-            unknown("split", request.split, map(shown, there))
-            if there
-            else f"there is no folder {request.split!r} in it"
-        )
-    )
+    if not there:
+        raise MissingSplit(f"there is no folder {request.split!r} in {root}.")
+    raise MissingSplit(f"{root}: " + unknown("split", request.split, map(shown, there)))

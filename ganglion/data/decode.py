@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
@@ -103,20 +103,6 @@ def open_image(file: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Im
     # RuntimeError, ... One file must not end a run, and the reason is reported.
     except Exception as error:
         raise BrokenImage(reason(error)) from error
-
-
-def read_images(
-    files: Iterable[Any], transform: Callable[[Raw], Tensor], channels: int, max_pixels: int = MAX_PIXELS
-) -> Iterator[Tensor | BrokenImage]:
-    """Transformed images of files (as in `read_image`), one after the other; for an unreadable one its error.
-
-    Only one decoded image exists at a time, however large they are.
-    """
-    for file in files:
-        try:
-            yield transform(read_image(file, channels, max_pixels))
-        except BrokenImage as error:
-            yield error
 
 
 def extensions(channels: int) -> tuple[str, ...]:

@@ -20,6 +20,11 @@ def draw(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
+def draws(count: int, *words: int) -> np.ndarray:
+    """So many seeds of 32 bits (count,) uint32 for a place in a run."""
+    return np.random.SeedSequence(words).generate_state(count)
+
+
 class TrainSampler(Sampler[Key]):
     """A permutation of the images for each epoch; global batch b is its b-th piece of `batch_size * world_size`.
 

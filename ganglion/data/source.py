@@ -40,6 +40,10 @@ class ImageSource(ABC):
     @abstractmethod
     def num_classes(self) -> int: ...
 
+    def labels(self) -> list[int]:
+        """The label of every image, without reading images. Raises DataError where only reading would tell."""
+        raise DataError("the labels of a stream are unknown before all of it has been read")
+
     def check_classes(self, num_classes: int) -> None:
         """Raise DataError if there are labels beyond a network's classes."""
         if self.num_classes > num_classes:
@@ -57,8 +61,7 @@ class IndexedSource(ImageSource):
         """Image and label. Raises BrokenImage."""
 
     @abstractmethod
-    def labels(self) -> list[int]:
-        """The label of every image, without reading images where they need not be read."""
+    def labels(self) -> list[int]: ...
 
     @abstractmethod
     def name(self, index: int) -> str:

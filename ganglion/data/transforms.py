@@ -28,8 +28,15 @@ from .types import DataError
 
 Transform = Callable[[Raw], torch.Tensor]
 
-#: timm's policies, what the word before the first hyphen may be.
-_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+#: timm's policies, and the letters of their settings, each followed by a number.
+_POLICIES = {
+    "rand": "m|n|p|mstd|mmax|inc",
+    "augmix": "m|w|d|a|b|mstd",
+    **dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), "mstd"),
+}
+
+#: Sets of transforms that "rand" may choose from, as settings of it.
+_SETS = ("tweights", "t3a", "t3aw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,8 @@ class Augmentation:
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         color_jitter: strength of changes in brightness, contrast and saturation; without effect with `auto_augment`.
-        auto_augment: timm's policy, e.g. rand-m9-mstd0.5-inc1. null: none.
+        auto_augment: timm's policy: rand, augmix, original, originalr, v0, v0r or 3a, with its settings, e.g.
+            rand-m9-mstd0.5-inc1. null: none.
         interpolation: of the resized crop.
         re_prob: probability of random erasing.
         re_mode: what erased pixels become: black, one random colour, a random colour each.
@@ -69,6 +77,15 @@ class Augmentation:
         check_literals(self)
         for name in ("hflip", "vflip", "re_prob"):
             check_range(f"Augmentation.{name}", getattr(self, name), 0, 1)
+        check_range("Augmentation.pad", self.pad, 0)
+        check_range("Augmentation.color_jitter", self.color_jitter, 0)
+        check_range("Augmentation.re_count", self.re_count, 1)
+        check_range("Augmentation.scale", self.scale, above=0, high=1)
+        check_range("Augmentation.ratio", self.ratio, above=0)
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"Augmentation.{name} is {[low, high]}: expected the smaller number first")
         if self.auto_augment is not None:
             _check_policy(self.auto_augment)
 
@@ -153,26 +170,31 @@ def _colours(a: Augmentation, side: int, mean: tuple[float, ...]) -> list[Any]:
     return [T.ColorJitter(*[a.color_jitter] * 3)] if a.color_jitter else []
 
 
-def _policy(name: str, parameters: dict[str, Any]) -> Any:
-    """timm's policy of that name. Its errors are of many types."""
+def _policy(policy: str, fill: dict[str, Any]) -> Any:
     makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
-    make: Any = makers.get(name.partition("-")[0], auto_augment_transform)
-    return make(name, parameters)
+    make: Any = makers.get(policy.partition("-")[0], auto_augment_transform)
+    return make(policy, fill)
 
 
-def _check_policy(name: str) -> None:
-    """Raise ValueError unless timm knows the policy and all of its sections; it ignores those without a number."""
-    kind, *sections = name.split("-")
-    try:
-        if bare := [section for section in sections if not re.match(r"[a-z]+\d", section)]:
-            raise ValueError(f"there is no number in the section {bare[0]!r}")
-        _policy(name, {"translate_const": 1, "img_mean": (0, 0, 0)})
-    except (AssertionError, LookupError, TypeError, ValueError) as error:
-        why = unknown("policy", kind, _POLICIES) if kind not in _POLICIES else f"{error}."
+def _check_policy(policy: str) -> None:
+    """Raise ValueError for a policy that timm does not know, or a setting of which it would say nothing."""
+    name, *settings = policy.split("-")
+    wrong = f"Augmentation.auto_augment is {policy!r}: "
+    if name not in _POLICIES:
         raise ValueError(
-            f"Augmentation.auto_augment is {name!r}: {why} Expected for example rand-m9-mstd0.5-inc1, augmix-m3 "
-            "or original"
-        ) from error
+            wrong + unknown("policy", name, _POLICIES) + " With settings for example rand-m9-inc1"
+        )
+    letters, sets = _POLICIES[name], _SETS if name == "rand" else ()
+    for setting in settings:
+        if setting not in sets and not re.fullmatch(rf"({letters})(\d+\.?\d*)", setting):
+            raise ValueError(
+                f"{wrong}unknown setting {setting!r}. Expected settings of {name} with their numbers: "
+                + ", ".join((*letters.split("|"), *(f"or just {named}" for named in sets)))
+            )
+    try:
+        _policy(policy, {})
+    except Exception as error:  # timm's assertions, and numbers that are not whole
+        raise ValueError(f"{wrong}{error}") from error
 
 
 def _statistics(data_config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,6 +18,10 @@ class DataError(ValueError):
         super().__init__("\n".join(map(shown, text.split("\n"))))
 
 
+class MissingSplit(DataError):
+    """Data without the split that was asked for."""
+
+
 class Broken(NamedTuple):
     """An image that could not be used."""
 

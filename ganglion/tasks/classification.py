@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +20,15 @@ from ..config import check_literals, check_range
 from ..data import (
     Augmentation,
     Batch,
+    DataError,
+    ImageSource,
     Loader,
+    MissingSplit,
     eval_loader,
     eval_transform,
     open_dataset,
     per_channel,
+    split_off,
     train_loader,
     train_transform,
 )
@@ -84,7 +88,8 @@ class Classification(Task):
         model_args: further arguments of the network, e.g. {scan: bidi}.
         mixing: mixup and CutMix.
         label_smoothing: share of the label that goes to all classes alike.
-        class_weights: weight of every class in the loss. null: all 1.
+        class_weights: weight of every class in the loss, or "balanced": in inverse proportion to its number of training
+            images, 1 on average over the images. null: all 1.
         optimizer: see `optimizer`.
         schedule: see `schedule`.
         seed: see `seed_everything`.
@@ -109,7 +114,7 @@ class Classification(Task):
         model_args: dict[str, Any] | None = None,
         mixing: MixingConfig = MixingConfig(),
         label_smoothing: float = 0.0,
-        class_weights: list[float] | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         seed: int = 0,
@@ -140,7 +145,13 @@ class Classification(Task):
         if drop_path_rate is not None:
             self.model_args["drop_path_rate"] = drop_path_rate
         self.mixing, self.label_smoothing = mixing, label_smoothing
-        weights_C = None if class_weights is None else torch.tensor(class_weights)
+        self.balanced = class_weights == "balanced"
+        weights_C = None
+        if isinstance(class_weights, list):
+            check_range("model.class_weights", class_weights, 0)
+            if not any(class_weights):
+                raise ValueError(f"model.class_weights is {class_weights}: expected one above 0")
+            weights_C = torch.tensor(class_weights)
         self.class_weights: torch.Tensor | None
         self.register_buffer("class_weights", weights_C, persistent=False)
         self._mix: Mixup | None = None
@@ -152,13 +163,14 @@ class Classification(Task):
             self.num_classes = data.num_classes
         if not self.num_classes:
             raise TrainingError("the data do not say how many classes they have: set model.num_classes")
-        for part in ("train", "val"):
-            if data.splits[part] is not None:
-                data.source(part).check_classes(self.num_classes)
+        for part in data.parts:
+            data.source(part).check_classes(self.num_classes)
         if 0 < data.num_classes < self.num_classes:
             rank_zero_warn(
                 f"model.num_classes is {self.num_classes}, and the data have {data.num_classes} classes"
             )
+        if self.balanced:
+            self.class_weights = balanced_weights(data.source("train").labels(), self.num_classes)
         if self.class_weights is not None and len(self.class_weights) != self.num_classes:
             raise ValueError(
                 f"model.class_weights has {len(self.class_weights)} values: expected one for each of the "
@@ -256,14 +268,30 @@ def _differing_classes(names: list[str], known: list[str] | None) -> str:
     return f"number {i} was {names[i]!r}, and is {known[i]!r} in these data"
 
 
+def balanced_weights(labels: Sequence[int], num_classes: int) -> Tensor:
+    """Weights (num_classes,) float32 under which every class counts alike: images / (classes * images of the class).
+
+    Raises ValueError for a class without images.
+    """
+    counts_C = torch.bincount(torch.tensor(labels), minlength=num_classes)
+    if missing := (counts_C == 0).nonzero().flatten().tolist():
+        raise ValueError(
+            f"model.class_weights balanced: {len(missing)} of {num_classes} classes have no training image, such as "
+            f"class {missing[0]}"
+        )
+    return len(labels) / (num_classes * counts_C.float())
+
+
 class ClassificationData(pl.LightningDataModule):
-    """Images with labels, read through timm.
+    """Images with labels: which are trained on, which measured on, and how they are read.
 
     Args:
         root: folder of class folders (below a folder for each split), a tar file, shards, or npz arrays.
-        name: how timm reads it: "" for folders and tar files, "wds/...", "hfds/...", "hfids/...", "torch/...".
+        name: how it is read: "" for folders and tar files, "wds/...", "hfds/...", "hfids/...", "torch/...".
         train_split: name of the training images' split.
-        val_split: name of the validation images' split. null: no validation.
+        val_split: name of the validation images' split, or the fraction of the training images that is set aside for
+            validation, e.g. 0.1: drawn by `seed_everything`, class by class. null: no validation.
+        val_labels: file of the validation images' classes, where they lie in no class folders.
         batch_size: images per device and forward pass.
         val_batch_size: likewise, in validation. null: batch_size.
         workers: processes per device that read and augment. 0: the main process does.
@@ -274,8 +302,8 @@ class ClassificationData(pl.LightningDataModule):
         augmentation: of training images.
         train_limit: use the first so many training images only.
         val_limit: use the first so many validation images only.
-        num_samples: training images of a stream whose length nobody knows.
-        class_map: file of the class names in the order of their numbers, for folders. null: sorted.
+        num_samples: training images of a stream whose length is unknown.
+        class_map: file of the class names in the order of their numbers, text or JSON. null: sorted.
         max_broken: share of broken images, of those in a split, above which the run stops.
         seed: see `seed_everything`.
     """
@@ -286,7 +314,8 @@ class ClassificationData(pl.LightningDataModule):
         *,
         name: str = "",
         train_split: str = "train",
-        val_split: str | None = "validation",
+        val_split: str | float | None = "validation",
+        val_labels: str | None = None,
         batch_size: int = 128,
         val_batch_size: int | None = None,
         workers: int = 4,
@@ -303,23 +332,32 @@ class ClassificationData(pl.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
+        counts = {"batch_size": batch_size, "val_batch_size": val_batch_size, "img_size": img_size}
+        counts |= {"train_limit": train_limit, "val_limit": val_limit, "num_samples": num_samples}
+        for field, value in counts.items():
+            check_range(f"data.{field}", value, 1)
+        check_range("data.workers", workers, 0)
+        check_range("data.crop_pct", crop_pct, above=0, high=1)
+        check_range("data.mean", mean, 0, 1)
+        check_range("data.std", std, above=0, high=1)
         check_range("data.max_broken", max_broken, 0, 1)
-        if root.endswith((".tar", ".npz")) and val_split is not None:
+        check_range("seed_everything", seed, 0)
+        self.val_fraction = _fraction(val_split)
+        if root.endswith((".tar", ".npz")) and val_split is not None and self.val_fraction is None:
             raise ValueError(
                 f"data.root {root} is one file, of one split: expected a folder with both {train_split} and "
-                f"{val_split}, or data.val_split null"
+                f"{val_split}, or for data.val_split null or a fraction, such as 0.1"
             )
-        for field, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"data.{field} is {value}: expected at least 1")
-        self.root, self.reader, self.class_map = root, name, class_map
-        self.splits = {"train": train_split, "val": val_split}
+        if val_labels is not None and (val_split is None or self.val_fraction is not None):
+            raise ValueError(f"data.val_labels {val_labels}: expected a data.val_split with these images")
+        self.root, self.reader, self.class_map, self.val_labels = root, name, class_map, val_labels
+        self.splits = {"train": train_split, "val": None if val_split is None else str(val_split)}
         self.limits = {"train": train_limit, "val": val_limit}
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
         self.workers, self.num_samples, self.seed = workers, num_samples, seed
         self.img_size, self.crop_pct, self.mean, self.std = img_size, crop_pct, mean, std
         self.augmentation, self.max_broken = augmentation, max_broken
-        self._sources: dict[str, Any] = {}
+        self._sources: dict[str, ImageSource] = {}
         self._place: dict[str, int] | None = None
 
     @property
@@ -327,31 +365,59 @@ class ClassificationData(pl.LightningDataModule):
         """The trainer, which there is as soon as anything is asked of the data."""
         return self.trainer
 
-    def setup(self, stage: str) -> None:
-        self.source("train")
-        if self.splits["val"] is not None:
-            self.source("val")
+    @property
+    def parts(self) -> tuple[Literal["train", "val"], ...]:
+        return ("train",) if self.splits["val"] is None else ("train", "val")
 
-    def source(self, part: Literal["train", "val"]) -> Any:
+    def setup(self, stage: str) -> None:
+        for part in self.parts:
+            if (note := self.source(part).note) and (part == "train" or self.val_fraction is None):
+                self._run.lightning_module.print(f"{part}: {note}")
+        if "val" not in self.parts:
+            self._run.limit_val_batches = 0  # Lightning would warn of a loader without batches
+
+    def source(self, part: Literal["train", "val"]) -> ImageSource:
         """The images of a part, opened at the first call. Raises DataError where there are none."""
         if part not in self._sources:
-            split = self.splits[part]
-            assert split is not None
-            class_map: Any = self.class_map
-            if part == "val" and class_map is None and (names := self.class_names):
-                # A class without validation images must not renumber those after it.
-                class_map = {name: label for label, name in enumerate(names)}
-            self._sources[part] = open_dataset(
+            if self.val_fraction is not None:
+                train, val = split_off(self._open("train"), self.val_fraction, self.seed)
+                self._sources = {"train": train, "val": val.first(self.limits["val"])}
+            else:
+                self._sources[part] = self._open(part)
+        return self._sources[part]
+
+    def _open(self, part: Literal["train", "val"]) -> ImageSource:
+        split = self.splits[part]
+        assert split is not None
+        class_map: Any = self.class_map
+        if part == "val" and class_map is None and (names := self.class_names):
+            # A class without validation images must not renumber those after it.
+            class_map = {name: label for label, name in enumerate(names)}
+        try:
+            source = open_dataset(
                 self.root,
                 split=split,
+                or_root=part == "train" and (self.val_fraction is not None or self.splits["val"] is None),
                 name=self.reader,
                 channels=self._run.lightning_module.in_chans,
                 training=part == "train",
                 class_map=class_map,
+                labels=self.val_labels if part == "val" else None,
                 limit=self.limits[part],
                 num_samples=self.num_samples if part == "train" else None,
             )
-        return self._sources[part]
+        except MissingSplit as error:
+            hint = {
+                "train": "; class folders without splits are read with data.val_split 0.1 or null",
+                "val": ", or data.val_split 0.1, which sets a tenth of the training images aside",
+            }
+            raise DataError(f"{error} Expected one of them as data.{part}_split{hint[part]}") from error
+        if part == "train" and source.num_classes == 1:
+            only = f", {source.class_names[0]!r}" if source.class_names else ""
+            raise DataError(
+                f"the training images are of one class{only}: expected a folder for each of several"
+            )
+        return source
 
     @property
     def num_classes(self) -> int:
@@ -404,9 +470,7 @@ class ClassificationData(pl.LightningDataModule):
             pin_memory=self._run.strategy.root_device.type == "cuda",
         )
 
-    def val_dataloader(self) -> Loader | list:
-        if self.splits["val"] is None:
-            return []
+    def val_dataloader(self) -> Loader:
         return eval_loader(
             self.source("val"),
             eval_transform(self.data_config(self._network())),
@@ -416,3 +480,15 @@ class ClassificationData(pl.LightningDataModule):
             num_workers=self.workers,
             pin_memory=self._run.strategy.root_device.type == "cuda",
         )
+
+
+def _fraction(val_split: str | float | None) -> float | None:
+    """The fraction that is to be set aside; None where `val_split` is a name, such as 2017."""
+    if val_split is None or (isinstance(val_split, str) and val_split.isdecimal()):
+        return None
+    try:
+        fraction = float(val_split)
+    except ValueError:
+        return None
+    check_range("data.val_split", fraction, above=0, below=1)
+    return fraction

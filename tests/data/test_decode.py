@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import random
+import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -72,6 +74,39 @@ def test_damaged_exif_loses_the_rotation_only():
     place = content.index(b"Exif\0\0") + 6
     damaged = content[:place] + b"??" + content[place + 2 :]
     assert opened(damaged).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"MM\0*\0\0", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0", b"II*\0\xff\xff\xff\xff", b"MM"],
+    ids=["header", "entry", "offset", "two bytes"],
+)
+def test_exif_cut_off_loses_the_rotation_only(exif):
+    """Some of them raise struct.error in Pillow, others SyntaxError."""
+    content = encode(Image.fromarray(COLOUR), "JPEG", exif=b"Exif\0\0" + exif)
+    assert opened(content).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("error", [struct.error, KeyError, SyntaxError, OverflowError, ZeroDivisionError])
+def test_no_damage_of_exif_escapes(error, monkeypatch):
+    def fail(self):
+        raise error("damaged")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert opened(encode(Image.fromarray(COLOUR), "BMP")).shape == (30, 40, 3)
+
+
+def test_dark_16_bit_images_stay_dark():
+    """Nothing is stretched to the brightest value that there is: 255 of 65535 is nearly black."""
+    values = np.array([[0, 100, 128, 255, 129]], np.uint16)
+    assert opened(encode(Image.fromarray(values)), 1)[0].tolist() == [0, 0, 0, 1, 1]
+
+
+def test_large_16_bit_images_are_converted_in_pieces():
+    values = np.random.default_rng(0).integers(0, 65536, (5, 3000), np.uint16)
+    for array in (values, values.T.copy()):
+        expected = (array.astype(np.float64) / 65535 * 255 + 0.5).astype(np.uint8)
+        assert np.array_equal(opened(encode(Image.fromarray(array)), 1), expected)
 
 
 @pytest.mark.parametrize(
@@ -178,3 +213,42 @@ def test_arrays():
     for content, said in bad:
         with pytest.raises(BrokenImage, match=said):
             read_image(io.BytesIO(content), 13)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_other_program_runs(tmp_path, monkeypatch):
+    """Pillow would hand a PostScript file to Ghostscript, whatever its name."""
+
+    def run(*args, **kwargs):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "check_call", run)
+    monkeypatch.setattr(subprocess, "Popen", run)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    (tmp_path / "x.jpg").write_bytes(POSTSCRIPT)
+    for file in (tmp_path / "x.jpg", io.BytesIO(POSTSCRIPT)):
+        with pytest.raises(BrokenImage, match="empty, or not an image"):
+            open_image(file)
+    with (
+        Image.open(tmp_path / "x.jpg") as picture,
+        pytest.raises(BrokenImage, match="EPS: expected AVIF, BMP"),
+    ):
+        open_image(picture)
+
+
+@pytest.mark.parametrize("format", ["ICNS", "XBM", "PDF", "SPIDER", "MSP", "QOI"])
+def test_formats_that_are_not_meant(format):
+    file = io.BytesIO()
+    picture(0, 16).convert("1" if format in ("XBM", "MSP") else "RGB").save(file, format)
+    with pytest.raises(BrokenImage, match="empty, or not an image"):
+        open_image(file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    for channels in (3, 13):
+        with pytest.raises(BrokenImage, match="not a regular file"):
+            read_image(tmp_path / "x.jpg", channels)

@@ -88,4 +88,4 @@ def test_streams_need_the_number_of_classes(tmp_path, capsys):
     root = write(tmp_path / "data", "wds/")
     options = OPTIONS | {"data__name": "wds/", "data__max_broken": 0.125, "model__num_classes": "null"}
     assert fit.main(arguments(root, tmp_path / "run", **options)) == 1
-    assert "set model.num_classes" in capsys.readouterr().err
+    assert "model.num_classes" in capsys.readouterr().err

@@ -92,3 +92,20 @@ def test_uneven_last_batch(ranks):
         3: [[[0, 1, 2, 3], [12]], [[4, 5, 6, 7], [-1]], [[8, 9, 10, 11], [-1]]],
     }
     assert shares == expected[ranks]
+
+
+def test_seed_and_epoch_are_two_words():
+    keys = [list(TrainSampler(9, batch_size=1, seed=seed, epoch=epoch)) for seed, epoch in ((0, 1), (1, 0))]
+    assert keys[0] != keys[1]
+    assert {seed for _, seed in keys[0]}.isdisjoint(seed for _, seed in keys[1])
+
+
+def test_fixed_keys():
+    """The order of the images, and what the augmentation at each position draws from: a run that is resumed by another
+    version has to find them as they were."""
+    assert list(TrainSampler(6, batch_size=3, seed=0, epoch=0)) == [
+        (0, 3757552657), (4, 2018376492), (3, 1456443223), (5, 3395645823), (1, 2612339235), (2, 1723480411)
+    ]  # fmt: skip
+    assert list(TrainSampler(6, batch_size=3, seed=7, epoch=2)) == [
+        (5, 2587022545), (2, 3587742312), (1, 3076237486), (4, 3852073817), (0, 286628982), (3, 1537524964)
+    ]  # fmt: skip

@@ -151,24 +151,51 @@ def test_wrong_augmentation(wrong):
 
 
 @pytest.mark.parametrize(
-    "name", ["rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2", "original-mstd0.5", "v0r", "3a", "rand"]
+    ("policy", "said"),
+    [
+        ("foo", "unknown policy 'foo'. Valid: 3a, augmix, original, originalr, rand, v0, v0r"),
+        ("rnd-m9", "Did you mean 'rand'"),
+        ("", "unknown policy ''"),
+        (
+            "rand-m9-mtd0.5",
+            "unknown setting 'mtd0.5'. Expected settings of rand with their numbers: m, n, p, mstd",
+        ),
+        ("rand-m9-mstd", "unknown setting 'mstd'"),  # timm leaves it out without a word
+        ("rand-tfoo", "unknown setting 'tfoo'.*or just tweights"),
+        ("rand-m9-inc1-", "unknown setting ''"),
+        ("rand-m9.5", "invalid literal"),
+        ("augmix-n3", "unknown setting 'n3'"),
+        ("original-m9", "unknown setting 'm9'"),
+    ],
 )
-def test_policies_that_there_are(name):
-    assert Augmentation(auto_augment=name).auto_augment == name
+def test_unknown_policies(policy, said):
+    with pytest.raises(ValueError, match=rf"^Augmentation\.auto_augment is {policy!r}: .*{said}"):
+        Augmentation(auto_augment=policy)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    "policy",
     [
-        ("foo", "unknown policy 'foo'"),
-        ("", "unknown policy ''"),
-        ("ran-m9", "Did you mean 'rand'"),
-        ("rand-m", "no number in the section 'm'"),  # which timm ignores
-        ("rand-m9-q3", "Unknown RandAugment config section"),
-        ("rand-m9-inc1-", "no number in the section ''"),
+        "rand-m9-mstd0.5-inc1",
+        "rand-n3-p0.7-mmax20",
+        "rand-mstd1-tweights",
+        "augmix-m5-w4-d2-a1-b1",
+        "v0r-mstd0.5",
+        "3a",
     ],
 )
-def test_policies_that_there_are_not(name, said):
-    with pytest.raises(ValueError, match=said) as error:
-        Augmentation(auto_augment=name)
-    assert str(error.value).startswith(f"Augmentation.auto_augment is {name!r}: ")
+def test_known_policies(policy):
+    found = seeded(train_transform(Augmentation(auto_augment=policy), CONFIG), image(), 0)
+    assert found.shape == (3, 24, 24) and found.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pad", -1), ("hflip", 1.5), ("re_prob", -0.1), ("re_count", 0), ("color_jitter", -1), ("scale", (0, 1)),
+        ("scale", (0.5, 1.5)), ("scale", (0.9, 0.5)), ("ratio", (0, 1)), ("ratio", (2, 1)),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range(field, value):
+    with pytest.raises(ValueError, match=rf"Augmentation\.{field} is .*: expected"):
+        Augmentation(**{field: value})

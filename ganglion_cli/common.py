@@ -33,6 +33,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def pixels(text: str) -> int:
+    """A side of an image: a whole number from 1 to 32768."""
+    if not text.isdecimal() or not 1 <= int(text) <= 32768:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1 and at most 32768")
+    return int(text)
+
+
 def natural(text: str) -> int:
     """A whole number of at least 0."""
     if not text.isdecimal():

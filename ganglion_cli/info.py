@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from .common import positive, print_json, print_table
+from .common import fail, pixels, positive, print_json, print_table
 from .options import say_loading
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a network of this library or of timm")
     parser.add_argument(
         "--img-size",
-        type=positive,
+        type=pixels,
         nargs="+",
         default=None,
         metavar="N",
@@ -57,12 +57,17 @@ def _model(args: argparse.Namespace) -> int:
         args.parser.error(unknown("model", args.model, list_models()))
     sides = args.img_size or [224]
     size = (sides[0], sides[-1])
-    model = timm.create_model(args.model, device="meta")
-    cost = complexity(model, size, attention=args.attention)
     options = {"batch_size": args.batch_size, "dtype": getattr(torch, args.dtype)}
-    memory = {
-        mode: activation_memory(model, size, mode=mode, **options) for mode in ("inference", "training")
-    }
+    try:
+        model = timm.create_model(args.model, device="meta")
+        cost = complexity(model, size, attention=args.attention)
+        memory = {
+            mode: activation_memory(model, size, mode=mode, **options) for mode in ("inference", "training")
+        }
+    # Networks of timm refuse a size in ways of their own, and some cannot be built or run without memory.
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError, NotImplementedError) as error:
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        fail(args, f"cannot count {args.model} at {size[0]} x {size[1]}: {said}")
     plans = [stage.plan for stage in getattr(model, "stages", ()) if hasattr(stage, "plan")]
     if args.json:
         report = {"model": args.model, **asdict(cost), "batch_size": args.batch_size, "dtype": args.dtype}

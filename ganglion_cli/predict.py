@@ -99,7 +99,9 @@ def _expand(args: argparse.Namespace, path: str) -> list[str]:
         )
     if path == _STDIN or os.path.lexists(path):
         return [path]
-    found = sorted(glob.glob(path, recursive=True))
+    # `**` follows links in circles: of several paths to a file the shortest.
+    by_length = sorted(glob.glob(path, recursive=True), key=lambda found: (len(found), found))
+    found = sorted({os.path.realpath(one): one for one in reversed(by_length)}.values())
     if not found:
         kind = "nothing matches the pattern" if glob.has_magic(path) else "there is no image or folder"
         args.parser.error(f"{kind} {path!r}")

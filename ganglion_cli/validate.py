@@ -22,6 +22,7 @@ from .common import (
     natural,
     need_extra,
     pick_device,
+    pixels,
     positive,
     print_json,
     share,
@@ -91,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images at a time (64)")
     data.add_argument("--workers", type=natural, metavar="N", help="processes that read images (up to 4)")
     size = parser.add_argument_group("image size")
-    size.add_argument("--img-size", type=positive, metavar="N", help="side in pixels (the model's)")
+    size.add_argument("--img-size", type=pixels, metavar="N", help="side in pixels (the model's)")
     size.add_argument(
         "--crop-pct", type=share, metavar="X", help="resize to size / X, then crop the centre (the model's)"
     )
@@ -124,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sizes(text: str) -> list[int]:
-    return [positive(part.strip()) for part in text.split(",")]
+    return [pixels(part.strip()) for part in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _NUMBERS, _NAMES = 12, 60
 #: Cells of a side that a picture still resolves; of more classes, each cell is the highest of several.
 _CELLS = 250
-_LETTERS = 24
+_LETTERS = 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,14 +156,18 @@ def plot_confusion(confusion: Confusion, title: str, path: str | Path | None = N
         interpolation="nearest",
         extent=(-0.5, size - 0.5, size - 0.5, -0.5),
     )
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
+    indices = "" if size <= _NAMES else " (index of the class)"
+    axes.set_xlabel(f"predicted{indices}")
+    axes.set_ylabel(f"label{indices}")
     figure.colorbar(drawn, ax=axes, shrink=0.7, label="fraction of the label's images")
     if size <= _NAMES:
         names = [_short(confusion.names[i]) for i in classes]
         axes.set_xticks(range(size), names, rotation=90, parse_math=False)
         axes.set_yticks(range(size), names, parse_math=False)
         axes.tick_params(labelsize=9 if size <= _NUMBERS else 6)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda x, _: str(classes[int(x)]) if 0 <= x < size else "")
     if size <= _NUMBERS:
         for i, j in zip(*np.nonzero(counts), strict=True):
             axes.text(
@@ -171,7 +175,7 @@ def plot_confusion(confusion: Confusion, title: str, path: str | Path | None = N
             )
     _list_errors(text, confusion)
     if path is not None:
-        figure.savefig(path)
+        figure.savefig(path, bbox_inches="tight")
     return figure
 
 

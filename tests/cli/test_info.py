@@ -71,12 +71,22 @@ def test_connections_of_a_ganglion_network():
         (("info", "test_vmamba", "--img-size", "0"), "'0': expected a whole number of at least 1"),
         (("info", "test_vmamba", "--img-size", "224.5"), "'224.5': expected a whole number of at least 1"),
         (("info", "test_vmamba", "--img-size", "1", "2", "3"), "1 2 3: expected one or two numbers"),
+        (("info", "test_vmamba", "--img-size", "99999"), "at most 32768"),
         (("info", "test_vmamba", "--dtype", "int8"), "invalid choice: 'int8'"),
         (("inform",), "invalid choice: 'inform'"),
     ],
 )
 def test_bad_arguments(capsys, argv, message):
     assert message in error(capsys, *argv)
+
+
+def test_a_size_that_the_network_cannot_take(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["info", "test_vit", "--img-size", "100", "--json"])
+    captured = capsys.readouterr()
+    assert stop.value.code == 1
+    assert "cannot count test_vit at 100 x 100: Input height (100)" in captured.err
+    assert json.loads(captured.out)["error"] in captured.err
 
 
 def test_backends(capsys):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -186,3 +190,103 @@ def test_bad_arguments(capsys, model, pictures, tmp_path):
         ((some, "--checkpoint", tmp_path / "file", "--model", "test_vmamba"), "is empty"),
     ]:
         assert message in error(capsys, *argv), argv
+
+
+def test_standard_input(capsys, model, pictures, monkeypatch, tmp_path):
+    def given(content: bytes):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return "-", pictures / "a.png", "-", "--checkpoint", model
+
+    argv = given((pictures / "a.png").read_bytes())
+    first, second = json.loads(predict(capsys, *argv, "--json", "--save", tmp_path / "out"))
+    assert (first["file"], second["file"]) == ("-", str(pictures / "a.png"))
+    assert first["predictions"] == second["predictions"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"stdin.predicted.jpg", "a.predicted.jpg"}
+    report = json.loads(predict(capsys, *given(b""), "--json", status=1))
+    assert "error" in report[0] and "predictions" in report[1]
+
+
+def test_patterns_and_circles_of_links(capsys, model, pictures):
+    (pictures / "sub" / "loop").symlink_to(pictures)
+    (pictures / "x[1].png").write_bytes((pictures / "a.png").read_bytes())
+    for pattern, names in [
+        ("**/*.png", ["a.png", "sub/b.png", "sub/c.png", "x[1].png"]),
+        ("s*", ["sub/b.png", "sub/c.png", "sub/loop/a.png", "sub/loop/x[1].png"]),
+        ("x[1].png", ["x[1].png"]),
+    ]:
+        report = json.loads(predict(capsys, pictures / pattern, "--checkpoint", model, "--json"))
+        assert [entry["file"] for entry in report] == [str(pictures / name) for name in names]
+    assert "nothing matches the pattern" in error(capsys, pictures / "*.webp", "--checkpoint", model)
+
+
+def test_hidden_files_are_left_out_and_other_kinds_counted(capsys, model, pictures):
+    for name in (".hidden.png", "._a.png", ".git/x.png", "__MACOSX/a.png"):
+        picture(pictures / name, seed=1)
+    assert main(["predict", str(pictures), "--checkpoint", model, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 3
+    assert "1 files left out by their extension: .txt 1" in captured.err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_no_terminal_can_show(model, pictures, encoding):
+    content = (pictures / "a.png").read_bytes()
+    for name in (b"\xff\xfe.png", b"two\nlines.png", b"\x1b[31mred.png", "\u5b57.png".encode()):
+        with open(os.path.join(os.fsencode(pictures), name), "wb") as file:
+            file.write(content)
+    with open(os.path.join(os.fsencode(pictures), b"bad\xff.png"), "wb") as file:
+        file.write(b"no image")
+    argv = [
+        sys.executable,
+        "-m",
+        "ganglion_cli",
+        "predict",
+        str(pictures),
+        "--checkpoint",
+        model,
+        "--top-k",
+        "1",
+    ]
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(argv, capture_output=True, env=env, timeout=120, check=False)
+    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 1 and "Traceback" not in err and "bad\\xff.png: skipped: " in err
+    for name in ("\\xff\\xfe.png", "two\\nlines.png", "\\x1b[31mred.png"):
+        assert f"/{name} " in out
+    assert ("\u5b57.png" if encoding == "utf-8" else "\\u5b57.png") in out
+
+
+def test_copies_are_written_over_only_when_asked_for(capsys, model, pictures, tmp_path):
+    argv = (pictures / "a.png", "--checkpoint", model, "--save", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.predicted.jpg").write_text("mine")
+    assert "a.predicted.jpg is there already. Expected another folder, or --overwrite" in error(capsys, *argv)
+    assert (tmp_path / "out" / "a.predicted.jpg").read_text() == "mine"
+    predict(capsys, *argv, "--overwrite")
+    assert Image.open(tmp_path / "out" / "a.predicted.jpg").format == "JPEG"
+
+
+def test_a_failure_is_json_too(capsys, pictures, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["predict", str(pictures), "--checkpoint", str(tmp_path / "none"), "--json"])
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"] in captured.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "tried"),
+    ],
+)
+def test_out_of_memory_is_one_line(capsys, monkeypatch, model, pictures, raised, said):
+    from ganglion.tasks import prediction
+
+    def greedy(*args):
+        raise raised
+
+    monkeypatch.setattr(prediction, "compute", greedy)
+    assert main(["predict", str(pictures), "--checkpoint", model]) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("ganglion predict: error: out of memory: ") and said in err

@@ -13,6 +13,7 @@ import yaml
 
 import ganglion
 from ganglion.models.official import to_official
+from tests.cli.networks import NAMES, export, picture
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +24,7 @@ def blocks(document: str, language: str) -> list[str]:
 
 def test_readme_code_runs(tmp_path, monkeypatch):
     """The five lines, on tiny models, with a file in the published names."""
-    (code,) = blocks("README.md", "python")
+    _, code = blocks("README.md", "python")
     model = timm.create_model("test_vmamba", num_classes=1000)
     file = re.search(r'"(\S+\.pth)"', code)[1]
     torch.save({"model": to_official(model.state_dict(), "vmamba")}, tmp_path / file)
@@ -37,6 +38,20 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     expected = model.eval()(torch.zeros(1, 3, 64, 64))
     torch.testing.assert_close(names["model"].eval()(torch.zeros(1, 3, 64, 64)), expected)
     assert [tuple(m.shape[2:]) for m in names["pyramid"]] == [(50, 82), (25, 41), (13, 21), (7, 11)]
+
+
+def test_readme_prediction_runs(tmp_path, monkeypatch, capsys):
+    """The three lines, on an exported tiny model."""
+    code = blocks("README.md", "python")[0]
+    folder = tmp_path / re.search(r'load_model\("([^"]+)"\)', code)[1]
+    export(folder)
+    for i, file in enumerate(re.findall(r'"(\w+\.jpg)"', code)):
+        picture(tmp_path / file, seed=i)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["cat.jpg", "dog.jpg"]
+    assert all(line.split()[1] in NAMES and 1 / 3 <= float(line.split()[2]) <= 1 for line in lines)
 
 
 def test_readme_names_what_exists():

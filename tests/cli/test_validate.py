@@ -15,6 +15,7 @@ from ganglion.tasks.metrics import Counts
 from ganglion_cli import common, main
 from ganglion_cli.common import Progress
 from tests.cli.networks import CROP_PCT, NAMES, SIZE, export, network, picture, preprocess
+from tests.data.pictures import write_shards
 from tests.real_data import real_data
 
 OPTIONS = ("--workers", "0", "--batch-size", "4")
@@ -381,8 +382,7 @@ def test_a_worker_that_is_killed(capsys, model, data, monkeypatch):
 
 
 def test_streams_name_no_images(capsys, model, tmp_path):
-    from tests.data.test_shards import write_shards
-
-    write_shards(tmp_path / "shards")
-    argv = ("--checkpoint", model, "--data", tmp_path / "shards", "--data-name", "wds/", "--by-number")
+    content = picture(tmp_path / "a.png", seed=1).read_bytes()
+    write_shards(tmp_path / "shards", {"val": [[content] * 3]})
+    argv = ("--checkpoint", model, "--data", tmp_path / "shards", "--data-name", "wds/", "--split", "val")
     assert "--predictions names each image" in error(capsys, *argv, "--predictions", tmp_path / "p.csv")

@@ -211,7 +211,7 @@ def _norm(weight_index: int, plain: int, affine: int) -> Callable[..., int]:
 
 def _mean(args: tuple, out: Any) -> int:
     """Average pooling reaches the dispatcher as the mean over two axes of a map."""
-    x, dims = args[0], args[1]
+    x, dims = args[0], args[1] if len(args) > 1 else None
     return x.numel() if x.ndim == 4 and dims is not None and len(dims) == 2 else 0
 
 

@@ -44,7 +44,8 @@ def forward(
     C are then not constant. first_BND: the state before the first step, zero if None.
     """
     if line is not None:
-        y, h = forward(*_lines(line, x_BLD, dt_BLD), A_DN, *_lines(line, B_BLND, C_BLND))
+        x, dt, B, C = _lines(line, x_BLD, dt_BLD, B_BLND, C_BLND)
+        y, h = forward(x, dt, A_DN, B, C)
         return y.reshape(x_BLD.shape), h.reshape(*x_BLD.shape[:2], *h.shape[2:])
     a, b = _coefficients(x_BLD, dt_BLD, A_DN, B_BLND, first_BND)
     h = linear_recurrence(a, b)
@@ -67,9 +68,8 @@ def backward(
     The states are computed again. line: as in `forward`; there is then no state before the first step to speak of.
     """
     if line is not None:
-        grad_x, grad_dt, grad_A, grad_B, grad_C, grad_first = backward(
-            *_lines(line, grad_y_BLD, x_BLD, dt_BLD), A_DN, *_lines(line, B_BLND, C_BLND)
-        )
+        grad_y, x, dt, B, C = _lines(line, grad_y_BLD, x_BLD, dt_BLD, B_BLND, C_BLND)
+        grad_x, grad_dt, grad_A, grad_B, grad_C, grad_first = backward(grad_y, x, dt, A_DN, B, C)
         grad_x, grad_dt = (grad.reshape(x_BLD.shape) for grad in (grad_x, grad_dt))
         grad_B, grad_C = (grad.reshape(B_BLND.shape) for grad in (grad_B, grad_C))
         return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_first

@@ -209,6 +209,13 @@ def test_bad_size(size):
         complexity(nn.Identity(), size)
 
 
+@pytest.mark.parametrize("axes", [1, 3, (2,), (1, 2, 3), None])
+def test_only_a_mean_over_the_pixels_is_a_pool(axes):
+    mean = Call(lambda x: x.mean() if axes is None else x.mean(axes))
+    assert complexity(mean, (4, 6), in_chans=5).flops == 0
+    assert complexity(Call(lambda x: x.mean((2, 3))), (4, 6), in_chans=5).flops == 4 * 6 * 5
+
+
 def test_bad_mode():
     with pytest.raises(ValueError, match=r"unknown mode 'train'\. Did you mean 'training'"):
         activation_memory(nn.Identity(), 8, mode="train")

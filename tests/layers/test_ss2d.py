@@ -133,7 +133,10 @@ def test_init_as_published(init):
         assert layer.dt_projs_bias.std().item() == pytest.approx(0.1, rel=0.1)
     else:
         assert not layer.A_logs.any()
-        assert layer.dt_projs_weight.min() >= 0 and layer.dt_projs_weight.max() <= 0.1
+        for p in (layer.dt_projs_weight, layer.dt_projs_bias):  # uniform in [0, 0.1]
+            assert p.min() >= 0 and p.max() <= 0.1
+            assert p.mean().item() == pytest.approx(0.05, rel=0.05)
+            assert p.std().item() == pytest.approx(0.1 * 12**-0.5, rel=0.05)
 
 
 def test_half_precision_stays_near_float32():

@@ -176,6 +176,51 @@ def test_decay_is_accurate_until_it_underflows():
     assert not underflowed[1].any()
 
 
+def test_growth_overflows_to_infinity():
+    """Not to a number, as the bits of an exponent that is too large would make."""
+    A = torch.tensor([85.0, 90.0, 1e2, 128.0, 200.0, 1e3, 1e4])[None, :, None]
+    channels = A.shape[1]
+    # dt is about 0.007 at the first pixel, where nothing overflows, and one at the second.
+    proj = torch.tensor([[-5.0, 1.0, 1.0], [0.54132485, 1.0, 1.0]])[None, None]
+    x = torch.ones(1, 1, 2, channels)
+    y, _ = cpu.scan2d.forward(x, proj, torch.ones(1, channels, 1), torch.zeros(1, channels), A, None, [0])
+    assert y[0, 0, 0].isfinite().all() and y[0, 0, 1, 0].isfinite()
+    assert (y[0, 0, 1, 1:] == torch.inf).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_numbers_of_others_survive_a_call(threads):
+    """The kernels work without them, and restore what the thread had."""
+    before = torch.get_num_threads()
+    small = torch.full((1 << 16,), 1e-40)
+    try:
+        torch.set_num_threads(threads)
+        run(Case(batch=4))
+        assert (small + small > 1e-40).all()
+        assert float(torch.tensor(1e-40) * 2) > 0
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_nan_stays_one_in_half_precision(dtype):
+    """Rounding its bits like those of a number could carry them into infinity or zero."""
+    bits = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7FC00000, 0x7FFF8000, -1, -0x7FFFFF], dtype=torch.int32)
+    D = bits.view(torch.float32)[None]
+    assert D.isnan().all()
+    channels = D.shape[1]
+    y, _ = cpu.scan2d.forward(
+        torch.ones(1, 1, 1, channels, dtype=dtype),
+        torch.zeros(1, 1, 1, 3, dtype=dtype),
+        torch.ones(1, channels, 1),
+        torch.zeros(1, channels),
+        -torch.ones(1, channels, 1),
+        D,
+        [0],
+    )
+    assert y.isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read_and_rounded_as_torch_does(dtype):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)

@@ -105,6 +105,26 @@ def test_opcheck(backend, skip):
 
 
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_opcheck_of_half_precision_in_other_memory(backend):
+    """The carry has a precision of its own, and no result has the strides of x."""
+    tensors = inputs(batch=1, height=3, width=4, dtype=torch.bfloat16)
+    tensors[0] = tensors[0].detach().mT.contiguous().mT.requires_grad_()
+    codes = [route.code for route in pattern("cross2d")]
+    torch.library.opcheck(torch.ops.ganglion.scan2d, (*tensors, codes, backend))
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_every_gradient_has_memory_of_its_own(backend):
+    """The routes' gradients of D are equal; changing one must not change another."""
+    tensors = inputs()
+    grads = torch.autograd.grad(scan2d(*tensors, routes=pattern("cross2d"), backend=backend).sum(), tensors)
+    for name, grad in zip(NAMES, grads, strict=True):
+        others = grad[1:].clone()
+        grad[0] += 1
+        assert torch.equal(grad[1:], others), name
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_without_skip(backend):
     tensors = inputs()
     y = scan2d(*tensors[:5], None, routes=pattern("cross2d"), backend=backend)

@@ -124,6 +124,34 @@ def test_every_form_of_B_and_C_equals_the_reference(B, C, backend):
 
 
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("name", SEQUENCES[1:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_one_sequence_may_be_more_precise_than_the_others(dtype, name, backend):
+    """As Mamba's code calls it: delta in float32 beside halves. Nothing of it is lost."""
+    args = inputs(length=20, dtype=dtype)
+    generator = torch.Generator().manual_seed(2)
+    precise = torch.randn(args[name].shape, generator=generator) * 3
+    args[name] = precise.requires_grad_()
+    found = run(selective_scan, args, backend=backend)
+    expected = run(selective_scan_reference, exact(args))
+    assert found[name].dtype == torch.float32 and found["y"].dtype == dtype
+    # The state is float32 and takes all of it.
+    assert relative_rms(found["last_state"], expected["last_state"]) < 1e-5
+    assert_close(found["y"], expected["y"], dtype)
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype, backend):
+    """The skip and the gate are taken of the float32 sum: y is the exact result, rounded."""
+    args = {n: t.detach() for n, t in inputs(length=100, dtype=dtype).items()}
+    args["D"] = args["D"] * 3
+    y = selective_scan(**args, delta_softplus=True, backend=backend)
+    expected = selective_scan_reference(**{n: t.double() for n, t in args.items()}, delta_softplus=True)
+    assert (y == expected.to(dtype)).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
 @pytest.mark.parametrize("softplus", [True, False])
 @pytest.mark.parametrize("without", [(), *((name,) for name in NAMES[5:]), NAMES[5:]])
 def test_every_option_equals_the_reference(without, softplus, backend):

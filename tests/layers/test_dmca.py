@@ -1,0 +1,46 @@
+"""DMCA's parts: shapes as published, and what each of them computes, against the formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ganglion.layers.dmca import DMCA, ChannelAttention, Fusion
+
+
+@pytest.mark.parametrize(("skip", "out_channels"), [(True, 16), (True, 17), (False, 16), (False, 17)])
+def test_fusion_has_equal_groups_and_nothing_over_where_there_is_one(skip, out_channels):
+    dmca = DMCA(8, 2, out_channels, sr_ratio=1, groups=4, skip=skip)
+    parts = 3 if skip else 1
+    shapes = {name: tuple(p.shape) for name, p in dmca.fuse.named_parameters()}
+    assert shapes == {
+        "0.weight": (parts * 8, 1, 3, 3),
+        "0.bias": (parts * 8,),
+        "2.weight": (out_channels // parts * parts, 8, 1, 1),
+        "2.bias": (out_channels // parts * parts,),
+    }
+    x = torch.randn(2, 8, 5, 4).contiguous(memory_format=torch.channels_last)
+    assert dmca.eval()(x, [x, 2 * x]).shape == (2, out_channels, 5, 4)
+
+
+def test_channels_over_are_means_of_what_was_fused():
+    fuse = Fusion(6, 20)  # three groups of six, two over
+    maps = [torch.randn(1, 6, 3, 4).contiguous(memory_format=torch.channels_last) for _ in range(3)]
+    y = fuse(maps)
+    assert y.shape == (1, 20, 3, 4)
+    torch.testing.assert_close(y[:, 18], y[:, :9].mean(1))
+    torch.testing.assert_close(y[:, 19], y[:, 9:18].mean(1))
+
+
+@pytest.mark.parametrize("learned_scale", [False, True])
+def test_channel_attention_is_its_formula(learned_scale):
+    """Every channel of v in a group, weighted by the softmax over the keys of the scaled scores."""
+    attention = ChannelAttention(2, learned_scale=learned_scale)
+    q, k = torch.randn(2, 2, 6, 2, 3, dtype=torch.float64)
+    v = torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    scale = 6**-0.5 if attention.scale is None else attention.scale.item()
+    q_, k_, v_ = (t.flatten(2).unflatten(1, (2, 3)) for t in (q, k, v))  # (B, groups, channels, pixels)
+    weights = F.softmax(scale * q_ @ k_.mT, -1)  # (B, groups, query, key)
+    expected = (weights @ v_).flatten(1, 2).unflatten(2, (5, 4))
+    torch.testing.assert_close(torch.cat(attention(q, k, v), 1), expected)

@@ -22,15 +22,26 @@ from ..models import CheckpointError
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
+#: Lightning's counters of epochs, batches and optimizer steps.
+_PROGRESS = {
+    "epoch_progress": dict,
+    "epoch_loop.batch_progress": dict,
+    "epoch_loop.automatic_optimization.optim_progress": dict,
+}
+
 #: What a run goes on from. Lightning passes over some of it without a word when it is missing.
 _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "ganglion": lambda value: isinstance(value, Mapping),
     "state_dict": lambda value: _are_tensors(value),
     "current_model_state": lambda value: value is None or _are_tensors(value),
     "optimizer_states": lambda value: isinstance(value, list) and all(isinstance(v, dict) for v in value),
-    "loops": lambda value: isinstance(value, dict) and isinstance(value.get("fit_loop"), dict),
+    "loops": lambda value: _holds(value, {"fit_loop": dict}) and _holds(value["fit_loop"], _PROGRESS),
     "callbacks": lambda value: isinstance(value, dict),
     "global_step": lambda value: isinstance(value, int) and value >= 0,
+    "epoch_losses": lambda value: _holds(value, {"sum": float, "count": float}),
+    "measured": lambda value: isinstance(value, dict) and all(isinstance(v, float) for v in value.values()),
+    "length": lambda value: _holds(value, {"steps": int, "images": int}),
+    "batch": lambda value: _holds(value, {"step": int, "batch": int}),
 }
 
 
@@ -118,6 +129,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"the checkpoint {path} is incomplete: what it holds as {', '.join(wrong)} is of the wrong type"
         )
     return content
+
+
+def _holds(value: Any, types: Mapping[str, type]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in types.items())
 
 
 def _are_tensors(value: Any) -> bool:

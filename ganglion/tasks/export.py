@@ -19,7 +19,8 @@ from .task import TrainingError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
-#: Stands in both files, and says that an export may replace them.
+#: Stands in both files, and says that an export may replace them. One entry: safetensors writes several in any order,
+#: and the same network makes the same file.
 _MARK = {"written_by": "ganglion fit"}
 
 
@@ -44,7 +45,7 @@ def export(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS, durable=True) as temporary:
-            safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"} | _MARK)
+            safetensors.torch.save_file(weights, temporary, metadata=_MARK)
         with replacing(folder / CONFIG, durable=True) as temporary:
             save_config_for_hf(network, str(temporary), config, data_config=data_config)
     except (OSError, SafetensorError) as error:

@@ -255,6 +255,12 @@ class Task(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise TrainingError if the checkpoint is of another run."""
+        done, epochs = (
+            checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+            self._length()[0],
+        )
+        if done > epochs:
+            raise TrainingError(f"the run has {done} epochs behind it, and is to end after {epochs:g}")
         self.check_continues(checkpoint["ganglion"])
         losses, ranks = checkpoint["epoch_losses"], self.trainer.world_size
         self._loss_sum, self._loss_count = losses["sum"] / ranks, losses["count"] / ranks

@@ -99,3 +99,33 @@ def run(monkeypatch, argv: list[str], crash_at: int | None = None) -> list[float
     finally:
         monkeypatch.setattr(classification.Classification, "loss", compute)
     return losses
+
+
+#: Nothing random, nothing averaged: for tests of what a run does, not of what it draws. Five steps an epoch.
+PLAIN = {
+    "model__drop_path_rate": 0,
+    "model__drop_rate": 0,
+    "model__mixing": "{mixup: 0}",
+    "data__augmentation": "{crop: pad}",
+    "ema__decay": 0,
+    "checkpoint__every_n_steps": "null",
+    "trainer__max_epochs": 2,
+}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """What is in a folder, file by file."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def timeless(output: Path) -> list[str]:
+    """The rows of log.csv without what depends on the clock and the machine."""
+    return [",".join(line.split(",")[:7]) for line in (output / "log.csv").read_text().splitlines()]
+
+
+def error(argv: list[str], capsys) -> str:
+    """What a run that must fail says: one line, no traceback."""
+    assert fit.main(argv) == 1
+    captured = capsys.readouterr().err
+    assert captured.startswith("ganglion fit: error: ") and "Traceback" not in captured
+    return captured

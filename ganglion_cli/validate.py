@@ -84,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-map", metavar="FILE", help="names of the classes in the order of the model's outputs"
     )
     data.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="classes of images that lie in no class folders: CSV, or a line to an image",
+    )
+    data.add_argument(
         "--by-number",
         action="store_true",
         help="take labels for indices of the model's outputs, whatever the classes' names are",
@@ -231,8 +236,11 @@ def _open(args: argparse.Namespace, loaded: LoadedModel) -> ImageSource:
         name=args.data_name,
         channels=loaded.data_config["input_size"][0],
         class_map=args.class_map,
+        labels=args.labels,
         limit=args.limit,
     )
+    if source.note:
+        print(source.note, file=sys.stderr)
     if source.num_classes > loaded.num_classes:
         raise ValueError(
             f"the data have {source.num_classes} classes, the network {loaded.num_classes}: expected its classes"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from ..errors import unknown
 from .decode import MAX_PIXELS, BrokenImage, Raw, extensions, read_image, reason
+from .files import hidden
 from .sampler import draw
 from .source import ImageSource, foreign, names_of
 from .types import DataError
@@ -91,8 +92,8 @@ class ShardSource(StreamSource):
     """WebDataset shards: tar files with an image and a .cls for each key, and an _info.json that says how many images
     each holds. A place reads shards of its own.
 
-    Images are what timm knows the endings of; .npy arrays where pictures have not so many channels. What a shard should
-    hold and cannot be read counts as broken.
+    Images are known by their extensions; they are .npy arrays where pictures have not so many channels. Hidden files are
+    left out. What a shard should hold and cannot be read counts as broken.
     """
 
     def __init__(self, reader: Any, *, channels: int, limit: int | None = None, max_pixels: int = MAX_PIXELS):
@@ -119,7 +120,7 @@ class ShardSource(StreamSource):
             length = reader.num_samples  # of an epoch, as the caller wants it
         super().__init__(reader.class_to_idx, length=length, channels=channels, max_pixels=max_pixels)
         self._held = reader.sample_initial_size, reader.sample_shuffle_size
-        self._endings = [ending[1:] for ending in extensions(channels)]
+        self._extensions = [extension[1:] for extension in extensions(channels)]
 
     def check_places(self, places: int, workers: int) -> None:
         if places > len(self._shards):
@@ -158,7 +159,10 @@ class ShardSource(StreamSource):
             return True
 
         found, shard = 0, os.path.basename(file)
-        for sample in tarfile_samples([{"url": file}], handler=note):
+        shown_files = tarfile_samples(
+            [{"url": file}], handler=note, select_files=lambda path: not hidden(path)
+        )
+        for sample in shown_files:
             if found == length:
                 raise DataError(f"{file} holds more than the {length} images that _info.json says")
             found += 1
@@ -171,7 +175,7 @@ class ShardSource(StreamSource):
             yield Record(f"{shard}[{missing}]", 0, None, why)
 
     def _record(self, name: str, sample: dict[str, Any]) -> Record:
-        content = next((sample[ending] for ending in self._endings if ending in sample), None)
+        content = next((sample[name] for name in self._extensions if name in sample), None)
         if content is None:
             return Record(name, 0, None, f"no image among {', '.join(k for k in sample if k[:2] != '__')}")
         try:

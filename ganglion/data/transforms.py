@@ -20,13 +20,17 @@ from timm.data.auto_augment import (
 )
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2 as T
+from torchvision.transforms.v2 import functional as F
 
 from ..config import check_literals, check_range
 from ..errors import unknown
-from .decode import MODES, Raw
+from .decode import MAX_PIXELS, MODES, Raw
 from .types import DataError
 
 Transform = Callable[[Raw], torch.Tensor]
+
+#: How much longer than narrow an image is left that was too long.
+_LONGEST = 16
 
 #: timm's policies, and the letters of their settings, each followed by a number.
 _POLICIES = {
@@ -123,6 +127,8 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
             re_mode=a.re_mode,
             re_count=a.re_count,
         )
+        if a.crop in ("rkrc", "rkrr"):  # which resize the whole image
+            transform.transforms.insert(0, _NotTooLong(max(height, width)))
         return _keep_a_bit(transform)
 
     steps: list[Any] = [*_geometry(a, height, width), *_colours(a, min(height, width), mean)]
@@ -140,19 +146,43 @@ def eval_transform(data_config: dict[str, Any], size: int | None = None) -> Tran
     channels, *side = data_config["input_size"]
     height, width = (size, size) if size is not None else side
     mean, std = _statistics(data_config)
+    crop_pct = data_config["crop_pct"]
+    not_too_long = _NotTooLong(max(height, width) / crop_pct)
     if channels in MODES:
-        return create_transform(  # pyright: ignore
+        transform: Any = create_transform(
             (channels, height, width),
             interpolation=data_config["interpolation"],
             mean=mean,
             std=std,
-            crop_pct=data_config["crop_pct"],
+            crop_pct=crop_pct,
             crop_mode=data_config.get("crop_mode"),
         )
-    resized = [int(length / data_config["crop_pct"]) for length in (height, width)]
+        if data_config.get("crop_mode") in (None, "center"):
+            transform.transforms.insert(0, not_too_long)
+        return transform
+    resized = [int(length / crop_pct) for length in (height, width)]
     mode = T.InterpolationMode(data_config["interpolation"])
     resize = T.Resize(resized[0] if height == width else resized, mode, antialias=True)
-    return T.Compose([resize, T.CenterCrop((height, width)), *_to_tensor(mean, std)])
+    return T.Compose([not_too_long, resize, T.CenterCrop((height, width)), *_to_tensor(mean, std)])
+
+
+class _NotTooLong:
+    """Leaves out the ends of images so long and narrow that, resized whole, they would take gigabytes: a file of a
+    kilobyte may hold one pixel by a million, and makes 256 by 256 million. All other images are as they were.
+
+    side: of the resized image, the shorter one, in pixels.
+    """
+
+    def __init__(self, side: float):
+        self._side = side
+
+    def __call__(self, image: Raw) -> Raw:
+        width, height = image.size if isinstance(image, Image.Image) else image.shape[:0:-1]
+        narrow, most = min(width, height), MAX_PIXELS / self._side**2  # times as long as narrow
+        if max(width, height) <= most * narrow:
+            return image
+        kept = max(1, int(_LONGEST * narrow))
+        return F.center_crop(image, [min(height, kept), min(width, kept)])  # pyright: ignore
 
 
 def _geometry(a: Augmentation, height: int, width: int) -> list[Any]:

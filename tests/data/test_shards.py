@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -343,3 +345,16 @@ def test_wrong_info(tmp_path, change, said):
         list(eval_loader(source(root, "val"), plain, batch_size=4))
     with pytest.raises(DataError, match="split none not found"):
         source(root, "none")
+
+
+def test_hidden_files_in_shards(tmp_path):
+    """As tar of macOS and Jupyter's folders leave them."""
+    root = write_shards(tmp_path, {"train": numbered([4])})
+    names = ["._0000.png", ".ipynb_checkpoints/0000-checkpoint.png", "__MACOSX/0000.png", "a/.x/1.png"]
+    with tarfile.open(root / "train-0.tar", "a") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 8
+            tar.addfile(member, io.BytesIO(b"no image"))
+    batches = list(eval_loader(source(root), plain, batch_size=4))
+    assert numbers(batches) == [[0, 1, 2, 3]] and batches[0].broken == []

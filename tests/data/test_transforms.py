@@ -199,3 +199,24 @@ def test_known_policies(policy):
 def test_numbers_out_of_range(field, value):
     with pytest.raises(ValueError, match=rf"Augmentation\.{field} is .*: expected"):
         Augmentation(**{field: value})
+
+
+@pytest.mark.parametrize("channels", [3, 13])
+@pytest.mark.parametrize("upright", [False, True])
+def test_long_and_narrow_images_are_cut(channels, upright):
+    """Resized whole, this one would have 26 times 2.6 million pixels; its middle comes out as it would have."""
+    line = torch.linspace(0, 255, 100_001).byte().expand(channels, 1, -1)
+    line = line.mT if upright else line
+    found = eval_transform(config(channels, mean=(0.5,) * channels, std=(0.5,) * channels))
+    picture = Image.fromarray(line.permute(1, 2, 0).numpy()) if channels == 3 else line
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ganglion.data.transforms.MAX_PIXELS", 1_000_000)
+        cut = found(picture)
+    assert cut.shape == (channels, 24, 24)
+    torch.testing.assert_close(cut, torch.zeros_like(cut), atol=0.02, rtol=0)  # 127 and 128
+
+
+def test_other_images_are_not_cut():
+    theirs = create_transform(CONFIG["input_size"], interpolation="bicubic", crop_pct=0.9)
+    for side in ((400, 30), (30, 400)):
+        assert torch.equal(eval_transform(CONFIG)(image(side=side)), theirs(image(side=side)))

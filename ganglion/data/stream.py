@@ -92,8 +92,8 @@ class ShardSource(StreamSource):
     """WebDataset shards: tar files with an image and a .cls for each key, and an _info.json that says how many images
     each holds. A place reads shards of its own.
 
-    Images are known by their extensions; they are .npy arrays where pictures have not so many channels. Hidden files are
-    left out. What a shard should hold and cannot be read counts as broken.
+    Images are known by their extensions; they are .npy arrays where pictures have not so many channels. Hidden files
+    are left out. What a shard should hold and cannot be read counts as broken.
     """
 
     def __init__(self, reader: Any, *, channels: int, limit: int | None = None, max_pixels: int = MAX_PIXELS):
@@ -159,10 +159,8 @@ class ShardSource(StreamSource):
             return True
 
         found, shard = 0, os.path.basename(file)
-        shown_files = tarfile_samples(
-            [{"url": file}], handler=note, select_files=lambda path: not hidden(path)
-        )
-        for sample in shown_files:
+        samples = tarfile_samples([{"url": file}], handler=note, select_files=lambda path: not hidden(path))
+        for sample in samples:
             if found == length:
                 raise DataError(f"{file} holds more than the {length} images that _info.json says")
             found += 1

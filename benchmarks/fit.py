@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader
 import ganglion
 from ganglion.data import Batch
 from ganglion.tasks.classification import Classification, ClassificationData
-from ganglion.tasks.fit import FitCLI, quiet_lightning
+from ganglion.tasks.fit import FitCLI
+from ganglion.tasks.messages import quiet_libraries
 from ganglion.tasks.optimization import OptimizerConfig, build_optimizer
 
 WARM_UP = 2
@@ -96,7 +97,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ema", action="store_true", help="fit averages the weights, too")
     args = parser.parse_args()
-    quiet_lightning()
+    quiet_libraries()
 
     generator = torch.Generator().manual_seed(0)
     shape = (args.batch_size, 3, args.img_size, args.img_size)

@@ -121,15 +121,19 @@ def groups(task: str) -> tuple[Group, ...]:
             name = _CLASSES.get(ast.unparse(given[0]), ast.unparse(given[0]))
             where, name = (task_path, classes[name - 1]) if isinstance(name, int) else (path, name)
             found += _groups(ast.literal_eval(given[1]), *_definition(where, name))
-    defaults = _constant(path, "_DEFAULTS")
+    defaults, words = _constant(path, "_DEFAULTS"), _constant(path, "_HELP")
     shown = [Group("", "a run", tuple(alone))]
     for group in found:
         if group.name in hidden:
             continue
-        kept = [field for field in group.fields if field.name not in hidden]
         kept = [
-            replace(field, default=_text(defaults[field.name])) if field.name in defaults else field
-            for field in kept
+            replace(
+                field,
+                default=_text(defaults[field.name]) if field.name in defaults else field.default,
+                help=words.get(field.name, field.help),
+            )
+            for field in group.fields
+            if field.name not in hidden
         ]
         shown.append(replace(group, fields=tuple(kept)))
     return tuple(shown)

@@ -22,12 +22,13 @@ Train a network.
 
     ganglion fit --config recipes/finetune/folder.yaml --data.root DIR
     ganglion fit --config RECIPE.yaml --optimizer.lr 5e-4 --trainer.max_epochs 9
-    ganglion fit --model.name vmamba_nano --data.root DIR --output runs/one
+    ganglion fit --model vmamba_nano --data DIR --output runs/one
     ganglion fit --resume            # goes on with the last run
     ganglion fit --resume runs/one   # goes on with that one
 
-Every field of a recipe is an option; options override the recipe. Ctrl-C and
-SIGTERM write a checkpoint before they end the run.
+Every field of a recipe is an option; options override the recipe. Short forms:
+--model NAME, --data DIR, --optimizer NAME, --schedule NAME, --progress off.
+Ctrl-C and SIGTERM write a checkpoint before they end the run.
 """
 
 _OWN = """\
@@ -46,11 +47,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"{USAGE}\n\n{DESCRIPTION}\nganglion fit --help lists every field.", file=sys.stderr)
         return 2
 
-    from .recipe import RecipeError, check
+    from .recipe import RecipeError, check, expand
 
     if "-h" in argv or "--help" in argv:
         print(help(list(argv)))
         return 0
+    argv = expand(argv)
     try:
         check(argv)
     except RecipeError as error:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
     from ganglion.tasks.fit import main
 
-    return main(list(argv))
+    return main(argv)
 
 
 def _fail(error: object) -> int:

@@ -21,6 +21,15 @@ _EXPECTED = {
     "list": "a list",
     "dict": "a mapping of fields, {name: value}",
 }
+#: The field that an option stands for which names its group only.
+SHORT = {
+    "model": "name",
+    "data": "root",
+    "optimizer": "name",
+    "schedule": "name",
+    "ema": "decay",
+    "progress": "show",
+}
 #: Options that the parser has by itself, and whether they take a value.
 _OWN = {"config": True, "c": True, "help": False, "h": False, "print_config": False}
 
@@ -74,6 +83,21 @@ def check(argv: Sequence[str]) -> None:
             seen.add(given.name)
     if not any(name in ("resume", "print_config") or name.endswith(".help") for name, _ in words):
         table.check_complete(seen)
+
+
+def expand(argv: Sequence[str]) -> list[str]:
+    """The words with every short form written out: `--model NAME` is `--model.name NAME`, and so on, see SHORT."""
+    words = []
+    for i, word in enumerate(argv):
+        option, equals, value = word.partition("=")
+        group = option.removeprefix("--")
+        if option.startswith("--") and group in SHORT:
+            given = value if equals else "".join(argv[i + 1 : i + 2])
+            holds_fields = isinstance(_parsed(given), dict) or given.endswith((".yaml", ".yml", ".json"))
+            if given and not given.startswith("--") and not holds_fields:
+                word = f"--{group}.{SHORT[group]}{equals}{value}"
+        words.append(word)
+    return words
 
 
 def read(path: str) -> dict[str, Any]:
@@ -222,7 +246,8 @@ def _fits(value: Any, kind: Any, *, text: bool) -> bool:
     if kind == "any":
         return True
     if isinstance(kind, tuple):
-        return value in kind or str(value) in map(str, kind)
+        off = "off" in kind and value is False  # which YAML takes for false
+        return off or value in kind or str(value) in map(str, kind)
     if kind in ("int", "float"):
         if isinstance(value, str):  # YAML takes 1e-3 for one
             try:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from ganglion.tasks import fit
+from ganglion.tasks import fit, messages
 from ganglion.tasks.averaging import EMA
 from ganglion.tasks.classification import Classification, ClassificationData
 from ganglion.tasks.optimization import OptimizerConfig, build_optimizer
@@ -63,7 +63,7 @@ ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    fit.quiet_lightning()
+    messages.quiet_libraries()
 
 
 def read(recipe: str, *options: str) -> fit.FitCLI:

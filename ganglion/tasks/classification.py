@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import timm
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_warn
 from timm.data import Mixup, resolve_data_config
 from timm.models import get_model_args
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from ..errors import unknown
 from ..models import load_checkpoint
 from .metrics import Counts
 from .optimization import OptimizerConfig, ScheduleConfig
+from .summary import split_line
 from .task import Task, TrainingError
 
 
@@ -166,8 +166,8 @@ class Classification(Task):
         for part in data.parts:
             data.source(part).check_classes(self.num_classes)
         if 0 < data.num_classes < self.num_classes:
-            rank_zero_warn(
-                f"model.num_classes is {self.num_classes}, and the data have {data.num_classes} classes"
+            self.print(
+                f"note: model.num_classes is {self.num_classes}, and the data have {data.num_classes} classes"
             )
         if self.balanced:
             self.class_weights = balanced_weights(data.source("train").labels(), self.num_classes)
@@ -186,20 +186,38 @@ class Classification(Task):
                 label_smoothing=self.label_smoothing,
                 num_classes=self.num_classes,
             )
-        network = timm.create_model(
-            self.name,
-            pretrained=self.pretrained,
-            num_classes=self.num_classes,
-            in_chans=self.in_chans,
-            **self.model_args,
-        )
+        network = self._create()
         if self.name.startswith("local-dir:") and not self.pretrained:
-            rank_zero_warn(
-                f"{self.name} begins with random weights: model.pretrained true takes those of the folder"
+            self.print(
+                f"note: {self.name} begins with random weights: model.pretrained true takes those of the folder"
             )
         if self.weights is not None:
             self._load(network, self.weights)
         return network
+
+    def _create(self) -> nn.Module:
+        """The network as timm makes it. Its errors are of any type: all of them come from the settings named here."""
+        options = {"num_classes": self.num_classes, "in_chans": self.in_chans, **self.model_args}
+        try:
+            return timm.create_model(self.name, pretrained=self.pretrained, **options)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            line = str(error).partition("\n")[0]
+            if isinstance(error, ValueError):
+                raise
+            if self.pretrained and not isinstance(error, TypeError):
+                why = (
+                    "there are none"
+                    if "No pretrained weights" in line
+                    else f"they cannot be had ({type(error).__name__}: {line})"
+                )
+                raise TrainingError(
+                    f"model.pretrained asks for the published weights of {self.name}, and {why}. Expected false, or "
+                    "model.weights FILE"
+                ) from error
+            field = "model.model_args" if self.model_args else "model.name"
+            raise TrainingError(f"{field}: {line}") from error
 
     def _load(self, network: nn.Module, weights: str) -> None:
         classifier: Any = network.get_classifier()  # pyright: ignore
@@ -375,6 +393,19 @@ class ClassificationData(pl.LightningDataModule):
                 self._run.lightning_module.print(f"{part}: {note}")
         if "val" not in self.parts:
             self._run.limit_val_batches = 0  # Lightning would warn of a loader without batches
+
+    def describe(self) -> list[tuple[str, str]]:
+        """What there is to train on and to validate with, as titles and lines."""
+        task = self._run.lightning_module
+        channels, height, width = self.data_config(task.network)["input_size"]
+        train, val = str(self.splits["train"]), str(self.splits["val"])
+        where = val if self.val_fraction is None else f"{val} of {train}"
+        validation = split_line(self.source("val"), where) if "val" in self.parts else "none"
+        return [
+            ("images", f"{height} x {width} pixels, {channels} channels; {self.root}"),
+            ("training", split_line(self.source("train"), train)),
+            ("validation", validation),
+        ]
 
     def source(self, part: Literal["train", "val"]) -> ImageSource:
         """The images of a part, opened at the first call. Raises DataError where there are none."""

@@ -11,10 +11,8 @@ Every field of a recipe is an option of the command and the other way round. A r
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -38,12 +36,13 @@ from ..models import CheckpointError
 from .averaging import EMA
 from .checkpoints import AtomicCheckpointIO
 from .guard import Guard
-from .messages import in_options, parser_error
+from .messages import in_options, parser_error, profile_last, quiet_libraries
 from .optimization import OptimizerConfig, ScheduleConfig
 from .progress import Progress
 from .run_folder import RunFolder
 from .running import Recorder, run
 from .saving import Checkpoints, Interrupted
+from .summary import next_steps
 from .task import Task, TrainingError, rank_of_environment
 
 #: What can be trained: its module in this package, its task, its data.
@@ -59,6 +58,19 @@ _DEFAULTS = {
 
 #: Packages whose classes a recipe may name.
 _OURS = ("lightning", "ganglion")
+
+#: What the help says of these fields, where Lightning's words are not true of this command.
+_HELP = {
+    "trainer.max_epochs": "epochs of the run; 10 where neither this nor `trainer.max_steps` is set. -1: no bound",
+    "trainer.max_steps": "end the run after this many optimizer steps. -1: no bound",
+    "trainer.max_time": "end the run after this long, DD:HH:MM:SS; the same command goes on",
+    "trainer.default_root_dir": "not used: the run's folder is `output`",
+    "trainer.overfit_batches": "not used: see `data.train_limit`",
+    "trainer.use_distributed_sampler": "not used: the data are sampled here",
+    "trainer.reload_dataloaders_every_n_epochs": "not used: the data stay the same",
+    "trainer.enable_progress_bar": "not used: see `progress`",
+    "trainer.enable_checkpointing": "not used: see `checkpoint`",
+}
 
 #: Epochs of a run that sets neither `max_epochs` nor `max_steps`.
 _EPOCHS = 10
@@ -119,6 +131,21 @@ class FitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(self._argv)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (
+            TrainingError,
+            DataError,
+            MisconfigurationException,
+            OSError,
+            ValueError,
+            torch.OutOfMemoryError,
+        ):
+            raise
+        except Exception as error:  # the trainer's classes refuse what they are given by errors of any type
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         _check_trainer(config)
@@ -153,6 +180,8 @@ class FitCLI(LightningCLI):
                 self._scratch.cleanup()
         if self._scratch is not None:
             _tell("trainer.fast_dev_run: all went well, and nothing of it was kept")
+        else:
+            _tell(next_steps(folder.model, self.datamodule))
 
     def _dump(self) -> str:
         config = _plain(self.config.clone())
@@ -219,12 +248,15 @@ def leave_cores(processes: int, workers: int) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `ganglion fit`. Returns the exit status: 1 for what a user can mend, 128 + signal for an interrupted run."""
-    quiet_lightning()
+    """Run `ganglion fit`. Returns the exit status: 1 for what a user can mend, 128 + signal for an interrupted run.
+
+    With GANGLION_TRACEBACK set, what a user can mend raises.
+    """
+    quiet_libraries()
     try:
         argv = _resume(list(argv))
         task, data = _task(argv)
-        with limited_imports(_OURS if "--allow-code" not in argv else None):
+        with profile_last(), limited_imports(_OURS if "--allow-code" not in argv else None):
             FitCLI(task, data, argv).run()
     except Interrupted as stop:
         if rank_of_environment() != 0:
@@ -232,6 +264,8 @@ def main(argv: Sequence[str]) -> int:
         _tell(f"{stop}\nto go on: ganglion fit --resume {stop.path.parent.parent}")
         return 0 if stop.signum is None else 128 + stop.signum
     except (ArgumentError, yaml.YAMLError) as error:
+        if os.environ.get("GANGLION_TRACEBACK"):
+            raise
         print(f"ganglion fit: error: {in_options(parser_error(str(error)), argv)}", file=sys.stderr)
         return 2
     except (
@@ -243,6 +277,8 @@ def main(argv: Sequence[str]) -> int:
         ValueError,
         torch.OutOfMemoryError,
     ) as error:
+        if os.environ.get("GANGLION_TRACEBACK"):
+            raise
         print(f"ganglion fit: error: {in_options(str(error), argv)}", file=sys.stderr)
         return 1
     return 0
@@ -286,25 +322,6 @@ def _task(argv: Sequence[str]) -> tuple[type[Task], type[LightningDataModule]]:
     module, task, data = TASKS[name]
     found = importlib.import_module(f".{module}", __package__)
     return getattr(found, task), getattr(found, data)
-
-
-def quiet_lightning() -> None:
-    """Leave out what Lightning says of its own workings; its warnings about the run stay."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r".*treespec, LeafSpec",
-        r".*does not have many workers",
-        r".*`weights_only` was not set",
-        r".*smaller than the logging interval",
-        r"(?s).*JsonargparseDeprecationWarning",
-        r"(?s).*``instantiate_classes`` was deprecated",
-        r".*Grad strides do not match bucket view",  # two ways to write the strides of depthwise kernels
-        r".*sync_dist=True",  # the metrics are sums over all ranks before they are logged
-        # Ours begin where they stopped; Lightning only knows loaders that say so by a state_dict.
-        r".*your dataloader is not resumable",
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,14 @@
-"""Errors as the user of `ganglion fit` has to read them: one line, which names the option as it was written."""
+"""What the user of `ganglion fit` reads: errors, in a line that names the option as it was written, and warnings."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -22,12 +27,20 @@ _HOLDS = {
     "SparXConfig": "model.model_args",
 }
 
+#: What a warning has to begin with, or contain, to be shown: drivers that do not fit, more workers than cores.
+_SHOWN = ("ganglion: ", ".*CUDA", ".*NVIDIA driver", ".*worker processes in total")
+
 
 def in_options(message: str, argv: Sequence[str]) -> str:
     """`OptimizerConfig.lr is -1` -> `optimizer.lr is -1`, or `--optimizer.lr is -1` if that option is in argv."""
     message = re.sub(rf"\b({'|'.join(_HOLDS)})\.(?=[a-z])", lambda m: f"{_HOLDS[m[1]]}.", message)
     for name in {word.partition("=")[0][2:].rstrip("+") for word in argv if word.startswith("--")}:
-        message = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w.]*\w)", f"--{name}", message)
+        after = r"(?!\w)" if "." in name else r"(?=\.\w)"  # `optimizer` alone may be the word
+        message = re.sub(rf"(?<![\w.-]){re.escape(name)}{after}", f"--{name}", message)
+        group, _, last = name.rpartition(".")
+        if group == "trainer" and f"--{name}" not in message:  # Lightning calls them by their last names
+            bare = "" if "_" in last else "`"
+            message = re.sub(rf"(?<![\w.-]){bare}{re.escape(last)}\b", f"{bare}--{name}", message, count=1)
     return message
 
 
@@ -67,3 +80,40 @@ def _classes(key: str) -> Iterable[str]:
     """Names of Lightning's classes that such an option takes."""
     module = {"trainer.callbacks": "callbacks", "trainer.logger": "loggers", "trainer.profiler": "profilers"}
     return [name for name in dir(getattr(pl, module.get(key, "strategies"))) if name[:1].isupper()]
+
+
+def quiet_libraries() -> None:
+    """Show our own warnings, each in a line, and of the libraries' only those that the user can do something about.
+
+    Where Python was told which warnings to show (-W, PYTHONWARNINGS), it shows these.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", message=rf"(?s)(?!{'|'.join(_SHOWN)})")
+        warnings.formatwarning = _one_line
+
+
+@contextmanager
+def profile_last() -> Iterator[None]:
+    """Print what `trainer.profiler` found out, after all else; Lightning logs it."""
+    logger = logging.getLogger("lightning.pytorch.profilers")
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        for text in found:
+            print(text.rstrip(), flush=True)
+
+
+def _one_line(message: Warning | str, *where: Any) -> str:
+    return f"ganglion fit: warning: {' '.join(str(message).split()).removeprefix('ganglion: ')}\n"

@@ -60,6 +60,8 @@ class Task(pl.LightningModule):
         #: Set for a run that ended before its last step, by early stopping, and is not to go on.
         self.ended = False
         self._lr_scale, self._updates_per_epoch = 1.0, 1
+        #: Epochs of the run and optimizer steps of an epoch, once the optimizer is made.
+        self.length = (0.0, 1)
         self._losses: list[Tensor] = []
         self._loss_sum = self._loss_count = 0.0
         self._resumed, self._notes = False, list[str]()
@@ -96,7 +98,7 @@ class Task(pl.LightningModule):
         self.network = network
 
     def configure_optimizers(self) -> Any:
-        epochs, per_epoch = self._length()
+        epochs, per_epoch = self.length = self._length()
         if self.optimizer.lr_batch_size is not None:
             self._lr_scale = self.global_batch_size / self.optimizer.lr_batch_size
         optimizer = build_optimizer(
@@ -156,6 +158,11 @@ class Task(pl.LightningModule):
         return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches  # pyright: ignore
 
     @property
+    def lr_scale(self) -> float:
+        """Factor between the learning rates of the recipe and those of this run, see `lr_batch_size`."""
+        return self._lr_scale
+
+    @property
     def epoch(self) -> int:
         """Epochs completed, as the samplers count them (`current_epoch` lags behind in a run resumed by steps)."""
         return self.trainer.fit_loop.epoch_progress.current.processed  # pyright: ignore
@@ -184,7 +191,16 @@ class Task(pl.LightningModule):
         torch.manual_seed(seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
+        try:
+            loss = self.loss(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            size = self.trainer.datamodule.batch_size  # pyright: ignore
+            raise TrainingError(
+                f"data.batch_size is {size}: BatchNorm averages over a batch, and these images leave it one value "
+                "of each channel. Expected at least 2, or larger images"
+            ) from error
         self._losses.append(loss.detach())
         return loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ganglion_cli.recipe import RecipeError, check
+from ganglion_cli.recipe import RecipeError, check, expand
 
 GOOD = ["--model.name", "test_vmamba", "--data.root", "images"]
 
@@ -71,6 +71,7 @@ def test_what_is_right_passes(argv):
         (["--task", "clasification"], ["Did you mean classification?"]),
         (["recipe.yaml"], ["--config recipe.yaml"]),
         (["--trainer", "8"], ["--trainer 8: expected fields"]),
+        (["--model", "x"], ["--model x: expected fields (name", "--model.name x"]),  # before it is expanded
         (["-lr", "8"], ["-lr"]),
     ],
     ids=lambda value: " ".join(value),
@@ -121,6 +122,29 @@ def test_what_has_to_be_given():
     assert "model.name is missing: give --model.name" in said(["--data.root", "x"])
     assert "data.root is missing: give --data.root" in said(["--model.name", "x"])
     check(["--resume"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "expanded"),
+    [
+        (
+            ["--model", "vmamba_nano", "--data", "images"],
+            ["--model.name", "vmamba_nano", "--data.root", "images"],
+        ),
+        (["--progress=off", "--schedule=cosine"], ["--progress.show=off", "--schedule.name=cosine"]),
+        (
+            ["--optimizer", "{lr: 1}", "--model", "mine.yaml"],
+            ["--optimizer", "{lr: 1}", "--model", "mine.yaml"],
+        ),
+        (["--ema", "0.99", "--ema.warmup", "true"], ["--ema.decay", "0.99", "--ema.warmup", "true"]),
+        (["--trainer", "x", "--model"], ["--trainer", "x", "--model"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_short_forms(argv, expanded):
+    assert expand(argv) == expanded
+    if "x" not in argv:
+        check([*GOOD, *[word for word in expanded if word not in ("--model", "mine.yaml")]])
 
 
 def test_every_recipe_of_ours_passes():

@@ -100,7 +100,7 @@ def test_plain_lines_where_there_is_no_terminal(data, tmp_path, capsys):
     assert fit.main(arguments(data, tmp_path, trainer__max_epochs=2)) == 0
     out = capsys.readouterr().out
     assert "\r" not in out and "\x1b" not in out
-    for said in ("epoch 1/2", "loss ", "lr ", "images/s", "GiB", "left", "val/top1"):
+    for said in ("epoch", " 1/2 ", "loss ", "lr ", "images/s", "GiB", "left", "val/top1"):
         assert said in out
 
 
@@ -134,10 +134,10 @@ def test_wrong_settings(option, value, said, data, tmp_path, capsys):
         (["--optimizer.learning_rate=1"], "unrecognized arguments: --optimizer.learning_rate=1"),
         (["--model.class_weights=[a]"], "--model.class_weights is a: expected float"),
         (["--trainer.callbacks=EarlyStoping"], "Did you mean 'EarlyStopping'?"),
-        (["--trainer.callbacks=EarlyStopping"], "EarlyStopping needs trainer.callbacks.monitor"),
+        (["--trainer.callbacks=EarlyStopping"], "EarlyStopping needs --trainer.callbacks.monitor"),
         (["--trainer.callbacks=Timer", "--trainer.callbacks.durations=1"], "Timer has no such field"),
         (["--trainer.callbacks=os.getcwd"], "expected a Callback"),
-        (["--trainer.logger=TensorBoardLogger"], "TensorBoardLogger needs trainer.logger.save_dir"),
+        (["--trainer.logger=TensorBoardLogger"], "TensorBoardLogger needs --trainer.logger.save_dir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -160,6 +160,29 @@ def test_mismatches_are_listed_and_strict_false_reports_them(model, published):
     assert torch.equal(model.head.fc.bias, published["classifier.head.bias"])
 
 
+@pytest.mark.parametrize("kind", ["missing", "unexpected", "misshapen"])
+def test_one_mismatch_of_any_kind_is_refused(model, published, kind):
+    """And it is one of the network, not of its classifier alone."""
+    name = "layers.0.blocks.0.norm.weight"
+    if kind == "missing":
+        del published[name]
+    else:
+        published[name + ".more" if kind == "unexpected" else name] = torch.zeros(3)
+    error = assert_refused(model, published, f"1 {kind}: ")
+    assert len(getattr(error.report, kind)) == 1
+    assert not (error.report.complete or error.report.matches or error.report.all_but_classifier)
+    assert error.report.other_classes is None
+
+
+def test_a_classifier_may_be_told_from_the_rest(model, published):
+    weights = {k: v for k, v in published.items() if not k.startswith("classifier.head")}
+    error = assert_refused(model, weights, "2 missing")
+    assert error.report.all_but_classifier and error.report.other_classes is None
+    weights |= {"classifier.head.weight": torch.zeros(9, 48), "classifier.head.bias": torch.zeros(9)}
+    error = assert_refused(model, weights, "has 9 classes, the model's 7")
+    assert error.report.all_but_classifier and error.report.other_classes == 9
+
+
 def test_other_number_of_classes(published):
     model = timm.create_model("test_vmamba", num_classes=10, img_size=64)
     assert_refused(model, published, "has 7 classes, the model's 10", "num_classes=7", "reset_classifier(10)")
@@ -273,7 +296,7 @@ def test_first_layer_is_adapted_from_other_channels(found, wanted):
     assert [m.name for m in load_checkpoint(model, layer, strict=False).misshapen] == ["stem.0.conv.weight"]
 
 
-@pytest.mark.parametrize("name", [*ganglion.list_models("test_*"), "vmamba_nano", "sparx_swin_nano"])
+@pytest.mark.parametrize("name", [*ganglion.list_models("test_*"), *ganglion.list_models("*nano*")])
 @pytest.mark.parametrize("load", ["load_checkpoint", "load_state_dict", "assign"])
 def test_models_made_without_memory(name, load):
     """What no file holds is computed when weights are loaded, whatever the memory held before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -35,8 +36,14 @@ def golden_inputs(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
     return {n: GOLDEN[k].to(dtype).requires_grad_() for n, k in keys.items() if k in GOLDEN.arrays}
 
 
-@pytest.mark.parametrize("scan", [selective_scan, selective_scan_reference])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("scan", "dtype"),
+    [
+        (selective_scan, torch.float32),
+        (partial(selective_scan, backend="torch"), torch.float64),
+        (selective_scan_reference, torch.float64),
+    ],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_golden_outputs_and_gradients(case, dtype, scan):
     inputs = golden_inputs(case, dtype)
@@ -204,7 +211,7 @@ def test_the_state_has_the_precision_of_u():
     for name, t in found.items():
         torch.testing.assert_close(t.float(), expected[name])
     args["u"] = args["u"].detach().double().requires_grad_()
-    assert run(selective_scan, args)["last_state"].dtype == torch.float64
+    assert run(selective_scan, args, backend="torch")["last_state"].dtype == torch.float64
 
 
 @pytest.mark.parametrize("backend", BACKEND_NAMES)

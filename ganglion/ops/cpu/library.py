@@ -8,7 +8,12 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from ...errors import unknown
+
+#: `ElementType` of src/elements.h.
+ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 ISA_ENV = "GANGLION_CPU_ISA"
 
@@ -31,6 +36,40 @@ class Scan(ctypes.Structure):
     ]
 
 
+class Sequence(ctypes.Structure):
+    """`Sequence` of src/selective_scan.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("element", "batch", "channel", "step")),
+    ]
+
+
+class Weights(ctypes.Structure):
+    """`Weights` of src/selective_scan.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("constant", "batch", "group", "state")),
+    ]
+
+
+class SelectiveScan(ctypes.Structure):
+    """`SelectiveScan` of src/selective_scan.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "length", "groups", "state")),
+        *((name, ctypes.c_int64) for name in ("softplus", "threads")),
+        *((name, Sequence) for name in ("u", "delta", "z", "y")),
+        *((name, Weights) for name in ("B", "C")),
+        *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "initial_state")),
+        *((name, ctypes.c_void_p) for name in ("last_state", "carry", "workspace")),
+        *((name, Sequence) for name in ("grad_y", "grad_u", "grad_delta", "grad_z")),
+        *((name, ctypes.c_void_p) for name in ("grad_last_state", "grad_B", "grad_C", "grad_A")),
+        *((name, ctypes.c_void_p) for name in ("grad_D", "grad_delta_bias", "grad_initial_state")),
+    ]
+
+
 class Depthwise(ctypes.Structure):
     """`Depthwise` of src/depthwise.h."""
 
@@ -38,6 +77,12 @@ class Depthwise(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "kernel", "threads")),
         *((name, ctypes.c_void_p) for name in ("x", "grad_y", "workspace", "grad_weight")),
     ]
+
+
+#: The operators and what their functions take.
+_CALLS = {"scan": Scan, "selective_scan": SelectiveScan, "depthwise": Depthwise}
+_KERNELS = ("scan_forward", "scan_backward", "selective_scan_forward", "selective_scan_backward")
+_KERNELS += ("depthwise_grad_weight",)
 
 
 def unavailable() -> str | None:
@@ -96,15 +141,13 @@ def _library() -> ctypes.CDLL | str:
     try:
         library = ctypes.CDLL(str(path))
         library.ganglion_scan_name.restype = ctypes.c_char_p
-        library.ganglion_scan_size.restype = library.ganglion_scan_workspace.restype = ctypes.c_int64
-        library.ganglion_scan_forward.restype = library.ganglion_scan_backward.restype = None
-        library.ganglion_depthwise_size.restype = library.ganglion_depthwise_workspace.restype = (
-            ctypes.c_int64
-        )
-        library.ganglion_depthwise_grad_weight.restype = None
-        sizes = library.ganglion_scan_size(), library.ganglion_depthwise_size()
-        if sizes != (ctypes.sizeof(Scan), ctypes.sizeof(Depthwise)):
-            raise OSError("its arguments differ from this package's")
+        for operator, structure in _CALLS.items():
+            for function in ("size", "workspace"):
+                getattr(library, f"ganglion_{operator}_{function}").restype = ctypes.c_int64
+            if getattr(library, f"ganglion_{operator}_size")() != ctypes.sizeof(structure):
+                raise OSError("its arguments differ from this package's")
+        for kernel in _KERNELS:
+            getattr(library, f"ganglion_{kernel}").restype = None
     except (OSError, AttributeError) as error:
         return f"{path} does not fit ({error}): build it again on this machine with `pip install .`"
     return library

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..routes import CHUNK
-from .library import Scan, loaded
+from .library import ELEMENTS, Scan, loaded
 
-_ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BLOCK = 32
 #: Backward works on about this many pieces at once, however many threads there are.
 _PIECES = 64
@@ -19,7 +18,7 @@ _PIECES = 64
 
 def rejects(x: Tensor, *, d_state: int, dt_rank: int) -> str | None:
     """Why this backend does not serve the call, None if it does."""
-    if x.dtype not in _ELEMENTS:
+    if x.dtype not in ELEMENTS:
         return f"it computes in float32 and x is {x.dtype}"
     return None
 
@@ -87,7 +86,7 @@ def _call(direction: str, routes: Sequence[int], tensors: dict[str, Tensor | Non
         threads=torch.get_num_threads() if library.ganglion_scan_threaded() else 1,
         groups=groups,
         slices=slices,
-        element=_ELEMENTS[x.dtype],
+        element=ELEMENTS[x.dtype],
         codes=ctypes.addressof(codes),
         **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
     )

@@ -1,7 +1,9 @@
 // The C interface: the instruction sets that were compiled in and run here, and the kernels of each.
 
 #include "depthwise.h"
+#include "elements.h"
 #include "scan.h"
+#include "selective_scan.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -63,20 +65,38 @@ void prepare_memory(const Scan& scan, const Kernels& kernels) {
     if (scan.backward()) prefer_huge_pages(scan.grad_proj, pixels * scan.routes * scan.per_route() * size);
 }
 
+void prepare_memory(const SelectiveScan& scan, const SelectiveScanKernels& kernels) {
+    const auto prepare = [&](const Sequence& written) {
+        const int64_t size = written.element == FLOAT32 ? 4 : 2;
+        if (written.data) prefer_huge_pages(written.data, scan.batch * scan.channels * scan.length * size);
+    };
+    prefer_huge_pages(scan.workspace, kernels.workspace(scan) * 4);
+    if (!scan.backward()) {
+        prepare(scan.y);
+        prefer_huge_pages(scan.carry, scan.batch * scan.chunks() * scan.state * scan.channels * 4);
+    } else {
+        prepare(scan.grad_u), prepare(scan.grad_delta), prepare(scan.grad_z);
+        const int64_t weights = scan.batch * scan.groups * scan.state * scan.length * 4;
+        if (!scan.B.constant) prefer_huge_pages(scan.grad_B, weights);
+        if (!scan.C.constant) prefer_huge_pages(scan.grad_C, weights);
+    }
+}
+
 struct Variant {
     const char* name;
     Level level;
     const Kernels* kernels;
+    const SelectiveScanKernels* selective_scan;
     DepthwiseKernel* depthwise;
 };
 
 // From fast to slow.
 constexpr Variant variants[] = {
 #if defined(SCAN_X86)
-    {"avx512", Level::AVX512, &kernels_avx512, depthwise_avx512},
-    {"avx2", Level::AVX2, &kernels_avx2, depthwise_avx2},
+    {"avx512", Level::AVX512, &kernels_avx512, &selective_scan_avx512, depthwise_avx512},
+    {"avx2", Level::AVX2, &kernels_avx2, &selective_scan_avx2, depthwise_avx2},
 #endif
-    {"baseline", Level::BASELINE, &kernels_baseline, depthwise_baseline},
+    {"baseline", Level::BASELINE, &kernels_baseline, &selective_scan_baseline, depthwise_baseline},
 };
 constexpr int32_t variant_count = sizeof variants / sizeof *variants;
 
@@ -113,6 +133,22 @@ EXPORT void ganglion_scan_forward(int32_t index, const Scan* scan) {
 EXPORT void ganglion_scan_backward(int32_t index, const Scan* scan) {
     prepare_memory(*scan, *variants[index].kernels);
     variants[index].kernels->backward(*scan);
+}
+
+EXPORT int64_t ganglion_selective_scan_size() { return sizeof(SelectiveScan); }
+
+// Floats that `workspace` must have. The direction is backward if grad_y is given.
+EXPORT int64_t ganglion_selective_scan_workspace(int32_t index, const SelectiveScan* scan) {
+    return variants[index].selective_scan->workspace(*scan);
+}
+
+EXPORT void ganglion_selective_scan_forward(int32_t index, const SelectiveScan* scan) {
+    prepare_memory(*scan, *variants[index].selective_scan);
+    variants[index].selective_scan->forward(*scan);
+}
+EXPORT void ganglion_selective_scan_backward(int32_t index, const SelectiveScan* scan) {
+    prepare_memory(*scan, *variants[index].selective_scan);
+    variants[index].selective_scan->backward(*scan);
 }
 
 EXPORT int64_t ganglion_depthwise_size() { return sizeof(Depthwise); }

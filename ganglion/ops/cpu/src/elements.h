@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "scan.h"
+#include "simd.h"
+
+enum ElementType : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 namespace {
 
@@ -47,6 +49,19 @@ inline uint16_t to_float16(float value) {
     const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
     const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
     return (uint16_t)(sign | (magnitude >= 0x477ff000 ? special : finite));
+}
+
+inline float same(float a) { return a; }
+
+// Calls `work(data, decode, encode)` with a tensor of an ElementType as an array of its elements.
+template <class Work>
+SCAN_INLINE void with_elements(int64_t element, const void* tensor, Work work) {
+    if (element == FLOAT32)
+        work((float*)tensor, same, same);
+    else if (element == BFLOAT16)
+        work((uint16_t*)tensor, from_bfloat16, to_bfloat16);
+    else
+        work((uint16_t*)tensor, from_float16, to_float16);
 }
 
 }  // namespace

@@ -10,35 +10,15 @@
 // No result depends on the number of threads: a unit writes memory of its own, and partial sums over units that the
 // shapes alone determine are added in a fixed order.
 
+#include "common.h"
 #include "planes.h"
 #include "scan.h"
 #include "simd.h"
 #include "workspace.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 namespace {
 
 constexpr int VECS = BLOCK / WIDTH;
-
-inline int thread_number() {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-// States decay through the subnormal numbers, which cost some processors a hundred cycles each. They are zero here.
-struct FlushSubnormals {
-#if defined(__SSE__) || defined(_M_X64)
-    unsigned saved = _mm_getcsr();
-    FlushSubnormals() { _mm_setcsr(saved | 0x8040); }
-    ~FlushSubnormals() { _mm_setcsr(saved); }
-#endif
-};
 
 // v = dt_weight @ dt_low + dt_bias of every step, in units of ln 2. proj: dt_low, B and C of the steps, (steps, P).
 SCAN_INLINE void step_inputs(const Scan& scan, int steps, const Parameters& params, const float* proj, float* v) {

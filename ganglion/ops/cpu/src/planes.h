@@ -1,6 +1,7 @@
 // Where a unit's data lies and how a route walks it.
 #pragma once
 
+#include "common.h"
 #include "elements.h"
 #include "scan.h"
 #include "simd.h"
@@ -8,9 +9,6 @@
 namespace {
 
 enum RouteBit { TRANSPOSE = 1, FLIP_ROWS = 2, FLIP_COLS = 4, RESTART = 8 };
-
-inline int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The channels that one unit works on.
 struct Channels {
@@ -81,19 +79,6 @@ SCAN_INLINE void prefetch([[maybe_unused]] const float* pixel) {
 #endif
 }
 
-inline float same(float a) { return a; }
-
-// Calls `work(data, decode, encode)` with the tensor as an array of its elements.
-template <class Work>
-SCAN_INLINE void with_elements(const Scan& scan, const void* tensor, Work work) {
-    if (scan.element == FLOAT32)
-        work((float*)tensor, same, same);
-    else if (scan.element == BFLOAT16)
-        work((uint16_t*)tensor, from_bfloat16, to_bfloat16);
-    else
-        work((uint16_t*)tensor, from_float16, to_float16);
-}
-
 inline int64_t element_index(const Scan& scan, int64_t image, Channels channels) {
     return image * scan.pixels() * scan.channels + channels.first;
 }
@@ -101,7 +86,7 @@ inline int64_t element_index(const Scan& scan, int64_t image, Channels channels)
 // Copies the pixels of a chunk from a tensor like x to a plane, zero in channels that do not exist.
 inline void read_chunk(const Scan& scan, const void* tensor, int64_t image, Channels channels, const Chunk& chunk,
                        float* plane) {
-    with_elements(scan, tensor, [&](auto* from, auto decode, auto) {
+    with_elements(scan.element, tensor, [&](auto* from, auto decode, auto) {
         from += element_index(scan, image, channels);
         for (int p = 0; p < chunk.steps; ++p) {
             const auto* const pixel = from + chunk.pixel[p] * scan.channels;
@@ -117,7 +102,7 @@ inline void read_chunk(const Scan& scan, const void* tensor, int64_t image, Chan
 
 inline void write_chunk(const Scan& scan, const float* plane, void* tensor, int64_t image, Channels channels,
                         const Chunk& chunk) {
-    with_elements(scan, tensor, [&](auto* to, auto, auto encode) {
+    with_elements(scan.element, tensor, [&](auto* to, auto, auto encode) {
         to += element_index(scan, image, channels);
         for (int p = 0; p < chunk.steps; ++p) {
             auto* const pixel = to + chunk.pixel[p] * scan.channels;
@@ -142,7 +127,7 @@ inline void read_proj_chunk(const Scan& scan, int64_t image, int64_t route, int6
     float* to = walked + walked_index(scan, image, route, index);
     Chunk chunk;
     Walk(scan, scan.codes[route]).chunk(index, chunk);
-    with_elements(scan, scan.proj, [&](auto* from, auto decode, auto) {
+    with_elements(scan.element, scan.proj, [&](auto* from, auto decode, auto) {
         from += image * scan.pixels() * stride + route * per_route;
         for (int p = 0; p < chunk.steps; ++p, to += per_route)
             for (int64_t i = 0; i < per_route; ++i) to[i] = decode(from[chunk.pixel[p] * stride + i]);
@@ -155,7 +140,7 @@ inline void write_grad_proj_chunk(const Scan& scan, int64_t image, int64_t route
     const float* from = walked + walked_index(scan, image, route, index);
     Chunk chunk;
     Walk(scan, scan.codes[route]).chunk(index, chunk);
-    with_elements(scan, scan.grad_proj, [&](auto* to, auto, auto encode) {
+    with_elements(scan.element, scan.grad_proj, [&](auto* to, auto, auto encode) {
         to += image * scan.pixels() * stride + route * per_route;
         for (int p = 0; p < chunk.steps; ++p, from += per_route)
             for (int64_t i = 0; i < per_route; ++i) {

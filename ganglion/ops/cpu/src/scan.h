@@ -8,8 +8,6 @@ constexpr int BLOCK = 32;
 // The forward pass records the state every CHUNK steps, and both passes work chunk by chunk.
 constexpr int CHUNK = 64;
 
-enum ElementType : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
-
 // One call. B batch, H W height and width, L = H * W, D channels, K routes, R rank, N state size, P = R + 2 * N.
 struct Scan {
     int64_t batch, height, width, channels, routes, rank, state;

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__SSE__) || defined(_M_X64)
 #include <immintrin.h>
@@ -16,8 +17,14 @@
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define SCAN_INLINE __forceinline
+#define SCAN_UNROLL
 #else
 #define SCAN_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define SCAN_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define SCAN_UNROLL _Pragma("GCC unroll 16")
+#endif
 #endif
 
 namespace {
@@ -39,6 +46,15 @@ typedef int32_t Bits __attribute__((vector_size(4 * WIDTH)));
 SCAN_INLINE Vec splat(float value) { return value - Vec{}; }
 SCAN_INLINE Bits as_bits(Vec a) { return (Bits)a; }
 SCAN_INLINE Vec as_floats(Bits a) { return (Vec)a; }
+// Lane i is a[I[i]], from WIDTH on b[I[i] - WIDTH].
+template <int... I>
+SCAN_INLINE Vec shuffle(Vec a, Vec b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, I...);
+#else
+    return __builtin_shuffle(a, b, Bits{I...});
+#endif
+}
 SCAN_INLINE Vec select(Bits mask, Vec yes, Vec no) { return mask ? yes : no; }
 // A NaN in `a` stays: x86's max and min return their second operand then, and compilers miss that this is meant.
 #if defined(__AVX512F__)
@@ -76,10 +92,16 @@ SCAN_INLINE Vec operator/(Vec a, Vec b) { SCAN_LANES(Vec, a.lane[i] / b.lane[i])
 SCAN_INLINE Vec& operator+=(Vec& a, Vec b) { return a = a + b; }
 SCAN_INLINE Bits operator<(Vec a, Vec b) { SCAN_LANES(Bits, a.lane[i] < b.lane[i] ? -1 : 0) }
 SCAN_INLINE Bits operator|(Bits a, int32_t b) { SCAN_LANES(Bits, a.lane[i] | b) }
+SCAN_INLINE Bits operator&(Bits a, Bits b) { SCAN_LANES(Bits, a.lane[i] & b.lane[i]) }
 SCAN_INLINE Bits operator<<(Bits a, int b) { SCAN_LANES(Bits, (int32_t)((uint32_t)a.lane[i] << b)) }
 SCAN_INLINE Vec select(Bits mask, Vec yes, Vec no) { SCAN_LANES(Vec, mask.lane[i] ? yes.lane[i] : no.lane[i]) }
 SCAN_INLINE Vec at_least(Vec a, Vec low) { return select(a < low, low, a); }
 SCAN_INLINE Vec at_most(Vec a, Vec high) { return select(high < a, high, a); }
+template <int... I>
+SCAN_INLINE Vec shuffle(Vec a, Vec b) {
+    constexpr int from[] = {I...};
+    SCAN_LANES(Vec, from[i] < WIDTH ? a.lane[from[i]] : b.lane[from[i] - WIDTH])
+}
 #undef SCAN_LANES
 SCAN_INLINE Bits as_bits(Vec a) {
     Bits result;
@@ -108,6 +130,42 @@ SCAN_INLINE Bits lanes_below(int count) {
     Bits result;
     memcpy(&result, lane, sizeof result);
     return result;
+}
+
+// Of every two runs of STEP lanes, `a` keeps its first and gets b's first as its second, and `b` gets a's second as its
+// first and keeps its second.
+template <int STEP, int... I>
+SCAN_INLINE void exchange(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
+    const Vec first = shuffle<(I & STEP ? I - STEP + WIDTH : I)...>(a, b);
+    b = shuffle<(I & STEP ? I + WIDTH : I + STEP)...>(a, b);
+    a = first;
+}
+template <int STEP>
+SCAN_INLINE void exchange(Vec& a, Vec& b) {
+    exchange<STEP>(a, b, std::make_integer_sequence<int, WIDTH>());
+}
+
+// Turns WIDTH vectors: lane i of vector j becomes lane j of vector i.
+template <int STEP = 1>
+SCAN_INLINE void transpose(Vec* rows) {
+    if constexpr (STEP < WIDTH) {
+        SCAN_UNROLL for (int i = 0; i < WIDTH; ++i)
+            if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP]);
+        transpose<2 * STEP>(rows);
+    }
+}
+
+// Lane j is the sum of the lanes of vector j; the vectors are lost.
+template <int STEP = 1>
+SCAN_INLINE Vec sums(Vec* rows) {
+    if constexpr (STEP < WIDTH) {
+        SCAN_UNROLL for (int i = 0; i < WIDTH; i += 2 * STEP) {
+            exchange<STEP>(rows[i], rows[i + STEP]);
+            rows[i] += rows[i + STEP];
+        }
+        return sums<2 * STEP>(rows);
+    }
+    return rows[0];
 }
 
 SCAN_INLINE float sum(Vec a) {

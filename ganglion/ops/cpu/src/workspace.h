@@ -1,29 +1,12 @@
 // How a call's workspace is divided: what all units share, then a piece for each thread.
 #pragma once
 
+#include "common.h"
 #include "planes.h"
 #include "scan.h"
 #include "simd.h"
 
 namespace {
-
-constexpr float LN2 = 0.693147180559945309f;
-constexpr float LOG2E = 1.44269504088896340f;
-
-// Hands out pieces of memory; without memory it only counts.
-struct Space {
-    float* memory;
-    int64_t used = 0;
-    float* take(int64_t floats) {
-        float* piece = memory ? memory + used : nullptr;
-        used += up(floats, BLOCK);
-        return piece;
-    }
-};
-
-inline void zero(float* to, int64_t floats) {
-    for (int64_t i = 0; i < floats; ++i) to[i] = 0.0f;
-}
 
 // The parameters of one route for a block of channels, channels innermost, zero where the block is not full.
 struct Parameters : Space {

@@ -13,7 +13,7 @@ import torch
 
 from ganglion.tasks import fit
 
-from .runs import arguments, differences, read_last, run, write_data
+from .runs import arguments, differences, read_last, run, tree, write_data
 
 #: 44 images in batches of 8: five steps an epoch, the last four images left out; four epochs.
 STEPS = 20
@@ -89,6 +89,7 @@ def test_kill_9(uninterrupted, tmp_path):
     assert process.returncode == 0, output
     assert "resuming from" in output
     assert differences(learnt(tmp_path), expected) == []
+    assert tree(tmp_path / "model") == tree(data.parent / "run" / "model")
     assert torch.equal(
         learnt(tmp_path)["state_dict"]["network.stem.0.conv.weight"],
         expected["state_dict"]["network.stem.0.conv.weight"],
@@ -108,3 +109,4 @@ def test_signal_saves_and_ends(signum, uninterrupted, tmp_path):
     assert read_last(tmp_path)["global_step"] < STEPS
     assert fit.main(argv) == 0
     assert differences(learnt(tmp_path), expected) == []
+    assert tree(tmp_path / "model") == tree(data.parent / "run" / "model")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import backends, doctor, fit, info, predict, validate
+from .common import print_json
 from .options import Parser
 
 VERBS = {
@@ -52,15 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (MemoryError, RuntimeError) as error:
-        said = str(error).partition("\n")[0]
+        said = str(error).partition("\n")[0] or "MemoryError"
         if not isinstance(error, MemoryError) and not any(
             words in said for words in ("out of memory", "allocate memory")
         ):
             raise
-        print(
-            f"ganglion {argv[0]}: error: out of memory: {said or 'MemoryError'}. Smaller batches or images need less.",
-            file=sys.stderr,
-        )
+        message = f"out of memory: {said}. Smaller batches or images need less"
+        if "--json" in argv:
+            print_json({"error": message})
+        print(f"ganglion {argv[0]}: error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

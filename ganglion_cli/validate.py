@@ -50,6 +50,15 @@ _COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
 )
 
 
+#: What fields of a recipe are called here.
+_OPTIONS = {
+    "data.val_labels": "--labels",
+    "data.class_map": "--class-map",
+    "data.name": "--data-name",
+    "data.workers": "--workers",
+    "model.num_classes": "number of classes of the network",
+}
+
 _EXAMPLES = """\
 examples:
   ganglion validate --checkpoint runs/one/model --data images
@@ -150,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         source = _open(args, loaded)
         places = _places(args, loaded.class_names, source.class_names)
     except (ValueError, OSError) as error:
-        fail(args, error)
+        fail(args, _as_written(error))
     about = {
         "model": loaded.name,
         "checkpoint": args.checkpoint and shown(args.checkpoint),
@@ -170,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         found = (_over_sizes if args.sizes else _at_one_size)(args, loaded, source, measure)
     except (DataError, OSError, NetworkError) as error:
-        fail(args, error)
+        fail(args, _as_written(error))
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -248,6 +257,14 @@ def _open(args: argparse.Namespace, loaded: LoadedModel) -> ImageSource:
     if args.predictions is not None and not isinstance(source, IndexedSource):
         raise ValueError("--predictions names each image, and those of a stream have no fixed order")
     return source
+
+
+def _as_written(error: Exception) -> str:
+    """An error of the data, which names the fields of a recipe, with this command's options."""
+    text = str(error)
+    for field, option in _OPTIONS.items():
+        text = text.replace(field, option)
+    return text
 
 
 def _places(args: argparse.Namespace, network: list[str] | None, data: list[str] | None) -> list[int] | None:

@@ -192,8 +192,7 @@ def _by_folder(files: Files, request: _Request) -> list[str]:
     if stray:
         raise DataError(
             f"{files.place} holds {len(stray)} images, such as {files.place}/{stray[0]}, and no class folders. "
-            f"Expected {files.place}/CLASS/{stray[0]}, or a file of the images' classes (data.val_labels; --labels of "
-            "validate)"
+            f"Expected {files.place}/CLASS/{stray[0]}, or a file of the images' classes (data.val_labels)"
         )
     classes = [shown(name.partition("/")[0]) for name in files.names]
     if os.path.isdir(files.place):

@@ -287,6 +287,8 @@ def test_out_of_memory_is_one_line(capsys, monkeypatch, model, pictures, raised,
         raise raised
 
     monkeypatch.setattr(prediction, "compute", greedy)
-    assert main(["predict", str(pictures), "--checkpoint", model]) == 1
-    err = capsys.readouterr().err.splitlines()[-1]
+    assert main(["predict", str(pictures), "--checkpoint", model, "--json"]) == 1
+    captured = capsys.readouterr()
+    err = captured.err.splitlines()[-1]
     assert err.startswith("ganglion predict: error: out of memory: ") and said in err
+    assert json.loads(captured.out)["error"] in err

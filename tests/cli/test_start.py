@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import types
@@ -56,6 +57,14 @@ except SystemExit as stop:
     done = python("-c", code)
     assert done.stdout.splitlines()[-1] == f"stopped {status}", done.stderr
     assert done.stderr.splitlines()[-1] == "", f"imported: {done.stderr}"
+
+
+@pytest.mark.parametrize("verb", [name for name in VERBS if name != "fit"])
+def test_help_takes_less_than_half_a_second_of_processor_time(verb):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert python("-m", "ganglion_cli", verb, "--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_help_lists_every_verb(capsys):

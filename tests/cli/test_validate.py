@@ -339,6 +339,21 @@ def test_one_split_as_the_folder(capsys, model, data):
     assert "unknown split 'validation'" in error(capsys, "--checkpoint", model, "--data", data)
 
 
+def test_a_flat_folder_with_a_file_of_labels(capsys, model, data, tmp_path):
+    rows = []
+    for file in sorted(data.rglob("*.png")):
+        flat = tmp_path / "flat" / f"{file.parent.name}_{file.name}"
+        flat.parent.mkdir(exist_ok=True)
+        flat.write_bytes(file.read_bytes())
+        rows.append(f"{flat.name},{file.parent.name}")
+    (tmp_path / "labels.csv").write_text("image,class\n" + "\n".join(rows))
+    argv = ("--checkpoint", model, "--data", tmp_path / "flat")
+    report = json.loads(validate(capsys, *argv, "--labels", tmp_path / "labels.csv", "--json"))
+    check(report["results"][0], by_hand(sorted(data.rglob("*.png")), by_folder))
+    said = error(capsys, *argv)
+    assert "(--labels)" in said and "data." not in said
+
+
 def test_output_that_is_not_finite(capsys, model, data, monkeypatch):
     """Counted as wrong, said, exit status 1; and JSON has no NaN."""
     from ganglion.tasks import evaluation

@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader
 
 import ganglion
 from ganglion.data import Batch
-from ganglion.tasks.classification import Classification, ClassificationData
+from ganglion.tasks.classification.training import Classification, ClassificationData
 from ganglion.tasks.fit import FitCLI
-from ganglion.tasks.messages import quiet_libraries
-from ganglion.tasks.optimization import OptimizerConfig, build_optimizer
+from ganglion.training.messages import quiet_libraries
+from ganglion.training.optimization import OptimizerConfig, build_optimizer
 
 WARM_UP = 2
 

@@ -19,8 +19,8 @@ from .models import (
     read_weights,
 )
 from .ops import Route, backends, scan2d, selective_scan
+from .tasks.classification.prediction import predict
 from .tasks.loading import LoadedModel, load_model
-from .tasks.prediction import predict
 
 __version__ = "0.1.0"
 

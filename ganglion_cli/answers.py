@@ -12,8 +12,8 @@ from .common import print_table, write_csv
 if TYPE_CHECKING:
     from ganglion.analysis.confusion import Confusion
     from ganglion.data import ImageSource
+    from ganglion.tasks.classification.metrics import Answers
     from ganglion.tasks.loading import LoadedModel
-    from ganglion.tasks.metrics import Answers
 
 #: Lines of the worst classes, and of the most confused pairs.
 _LINES = 5

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch
 
+    from ganglion.tasks.classification.metrics import Counts
     from ganglion.tasks.loading import LoadedModel
-    from ganglion.tasks.metrics import Counts
 
 
 def positive(text: str) -> int:

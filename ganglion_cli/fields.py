@@ -105,9 +105,7 @@ def groups(task: str) -> tuple[Group, ...]:
     """The options of a task in the order of the help; those of no class first, in a group without a name."""
     path = _source(*_FIT)
     module, *classes = _constant(path, "TASKS")[task]
-    task_path = path.parent / f"{module}.py"
-    if not task_path.exists():
-        task_path = path.parent / module / "__init__.py"
+    task_path = path.parent.joinpath(*module.split(".")).with_suffix(".py")
     alone: list[Field] = []
     found: list[Group] = []
     hidden: set[str] = set()

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     say_loading("PyTorch and timm")
 
     from ganglion.errors import shown
+    from ganglion.tasks.classification.prediction import predictions
     from ganglion.tasks.evaluation import NetworkError
-    from ganglion.tasks.prediction import predictions
 
     device = pick_device(args)
     loaded = load(args)
@@ -168,7 +168,7 @@ class _Copies:
         from PIL.Image import Image
 
         from ganglion.files import replacing
-        from ganglion.tasks.prediction import draw, read
+        from ganglion.tasks.classification.prediction import draw, read
 
         if (target := self._targets.get(file)) is None:
             return

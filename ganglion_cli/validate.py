@@ -345,7 +345,7 @@ def _at_one_size(
     args: argparse.Namespace, loaded: LoadedModel, source: ImageSource, measure: Callable[..., Result]
 ) -> dict[str, Any]:
     from ganglion.analysis.confusion import Confusion
-    from ganglion.tasks.metrics import Answers
+    from ganglion.tasks.classification.metrics import Answers
 
     answers = Answers()
     result = measure(args.img_size, [answers])

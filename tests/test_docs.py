@@ -64,7 +64,9 @@ def test_readme_names_what_exists():
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("package", ["ops", "compat", "layers", "models", "tasks", "data", "analysis"])
+@pytest.mark.parametrize(
+    "package", ["ops", "compat", "layers", "models", "tasks", "training", "data", "analysis"]
+)
 def test_architecture_names_every_module(package):
     (tree,) = [b for b in blocks("docs/architecture.md", "") if b.startswith("ganglion/")]
     part = re.search(rf"^  {package}/(.*?)(?=^  \w|^\w)", tree, re.M | re.S)[1]

@@ -13,10 +13,11 @@ import torch
 import yaml
 from torch import nn
 
-from ganglion.tasks import fit, messages
-from ganglion.tasks.averaging import EMA
-from ganglion.tasks.classification import Classification, ClassificationData
-from ganglion.tasks.optimization import OptimizerConfig, build_optimizer
+from ganglion.tasks import fit
+from ganglion.tasks.classification.training import Classification, ClassificationData
+from ganglion.training import messages
+from ganglion.training.averaging import EMA
+from ganglion.training.optimization import OptimizerConfig, build_optimizer
 
 from .tasks.runs import write_data
 

@@ -1,1 +1,1 @@
-"""What networks are trained for, and how they are measured and loaded."""
+"""What networks are trained for: a folder for each task; how any of them is fitted, measured and loaded."""

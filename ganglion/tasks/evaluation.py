@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from .metrics import Counts
+from .classification.metrics import Counts
 
 if TYPE_CHECKING:
     from ..data import Batch, Broken

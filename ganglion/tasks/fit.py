@@ -33,20 +33,20 @@ from ..config import check_range
 from ..data import DataError
 from ..errors import unknown
 from ..models import CheckpointError
-from .averaging import EMA
-from .checkpoints import AtomicCheckpointIO
-from .guard import Guard
-from .messages import in_options, parser_error, profile_last, quiet_libraries
-from .optimization import OptimizerConfig, ScheduleConfig
-from .progress import Progress
-from .run_folder import RunFolder
+from ..training.averaging import EMA
+from ..training.checkpoints import AtomicCheckpointIO
+from ..training.guard import Guard
+from ..training.messages import in_options, parser_error, profile_last, quiet_libraries
+from ..training.optimization import OptimizerConfig, ScheduleConfig
+from ..training.progress import Progress
+from ..training.run_folder import RunFolder
+from ..training.saving import Checkpoints, Interrupted
+from ..training.summary import next_steps
+from ..training.task import Task, TrainingError, rank_of_environment
 from .running import Recorder, run
-from .saving import Checkpoints, Interrupted
-from .summary import next_steps
-from .task import Task, TrainingError, rank_of_environment
 
 #: What can be trained: its module in this package, its task, its data.
-TASKS = {"classification": ("classification", "Classification", "ClassificationData")}
+TASKS = {"classification": ("classification.training", "Classification", "ClassificationData")}
 
 _DEFAULTS = {
     "trainer.logger": False,

@@ -18,12 +18,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ..data import DataError
 from ..errors import unknown
 from ..models import CheckpointError
-from .checkpoints import AtomicCheckpointIO, checkpoint_path, newest_good, read_checkpoint
-from .export import export
+from ..training.checkpoints import AtomicCheckpointIO, checkpoint_path, newest_good, read_checkpoint
+from ..training.export import export
+from ..training.run_folder import RunFolder
+from ..training.saving import Checkpoints, Interrupted
+from ..training.task import Task, TrainingError, rank_of_environment
 from .loading import from_training
-from .run_folder import RunFolder
-from .saving import Checkpoints, Interrupted
-from .task import Task, TrainingError, rank_of_environment
 
 #: What may differ between a run and its continuation. The task sees to the batch, which may be shared by more devices.
 _FREE = (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ganglion.tasks.prediction import draw
+from ganglion.tasks.classification.prediction import draw
 from ganglion_cli import main
 from tests.cli.networks import NAMES, export, network, picture, preprocess
 from tests.real_data import real_data
@@ -281,7 +281,7 @@ def test_a_failure_is_json_too(capsys, pictures, tmp_path):
     ],
 )
 def test_out_of_memory_is_one_line(capsys, monkeypatch, model, pictures, raised, said):
-    from ganglion.tasks import prediction
+    from ganglion.tasks.classification import prediction
 
     def greedy(*args):
         raise raised

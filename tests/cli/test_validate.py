@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ganglion.analysis.complexity import complexity
-from ganglion.tasks.metrics import Counts
+from ganglion.tasks.classification.metrics import Counts
 from ganglion_cli import common, main
 from ganglion_cli.common import Progress
 from tests.cli.networks import CROP_PCT, NAMES, SIZE, export, network, picture, preprocess

@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from ganglion.tasks import fit
-from ganglion.tasks.classification import ClassificationData, balanced_weights
+from ganglion.tasks.classification.training import ClassificationData, balanced_weights
 
 from ..tasks.runs import arguments
 from .pictures import encode, picture, write_folder

@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from ganglion.tasks import classification, fit
+from ganglion.tasks import fit
+from ganglion.tasks.classification import training as classification
 
 
 def main(file: str, crash_at: int, argv: list[str]) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ganglion.tasks import classification, fit
+from ganglion.tasks import fit
+from ganglion.tasks.classification import training as classification
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 4

@@ -15,8 +15,8 @@ import ganglion
 from ganglion.files import seal
 from ganglion.models import CheckpointError
 from ganglion.tasks import fit
-from ganglion.tasks.checkpoints import AtomicCheckpointIO, list_checkpoints, newest_good, read_checkpoint
 from ganglion.tasks.loading import load_model
+from ganglion.training.checkpoints import AtomicCheckpointIO, list_checkpoints, newest_good, read_checkpoint
 
 from .runs import PLAIN, arguments, error, read_last, write_data
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ganglion.data import loader
-from ganglion.tasks import classification, fit, running
-from ganglion.tasks.checkpoints import list_checkpoints
-from ganglion.tasks.progress import LOG, read_rows
+from ganglion.tasks import fit, running
+from ganglion.tasks.classification import training as classification
+from ganglion.training.checkpoints import list_checkpoints
+from ganglion.training.progress import LOG, read_rows
 
 from .runs import PLAIN, Crash, arguments, differences, error, read_last, run, timeless, tree, write_data
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ganglion.tasks.metrics import Counts
+from ganglion.tasks.classification.metrics import Counts
 
 
 def by_hand(logits: np.ndarray, targets: np.ndarray) -> tuple[int, int, int, float]:
@@ -81,7 +81,7 @@ def test_targets_out_of_range_are_not_passed_over():
 WORKER = """
 import sys
 import torch, torch.distributed as dist
-from ganglion.tasks.metrics import Counts
+from ganglion.tasks.classification.metrics import Counts
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 counts = Counts()

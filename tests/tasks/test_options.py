@@ -10,9 +10,10 @@ import timm
 import torch
 from torch.optim import AdamW
 
-from ganglion.tasks import classification, fit
+from ganglion.tasks import fit
+from ganglion.tasks.classification import training as classification
 from ganglion.tasks.loading import load_model
-from ganglion.tasks.optimization import ScheduleConfig, build_schedule
+from ganglion.training.optimization import ScheduleConfig, build_schedule
 
 from .runs import arguments, read_last, run, write_data
 

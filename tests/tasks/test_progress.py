@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganglion.tasks import fit, messages, progress
-from ganglion.tasks.messages import in_options
+from ganglion.tasks import fit
+from ganglion.training import messages, progress
+from ganglion.training.messages import in_options
 
 from .runs import arguments, write_data
 

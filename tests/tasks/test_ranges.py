@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ganglion.tasks.averaging import EMA
-from ganglion.tasks.classification import Classification, MixingConfig
-from ganglion.tasks.optimization import OptimizerConfig, ScheduleConfig
-from ganglion.tasks.progress import Progress
-from ganglion.tasks.saving import Checkpoints
+from ganglion.tasks.classification.training import Classification, MixingConfig
+from ganglion.training.averaging import EMA
+from ganglion.training.optimization import OptimizerConfig, ScheduleConfig
+from ganglion.training.progress import Progress
+from ganglion.training.saving import Checkpoints
 
 MAKERS = {
     "optimizer": OptimizerConfig,

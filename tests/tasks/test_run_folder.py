@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ganglion.tasks import fit
-from ganglion.tasks.checkpoints import list_checkpoints
+from ganglion.training.checkpoints import list_checkpoints
 
 from .runs import PLAIN, arguments, error, tree, write_data
 
@@ -155,7 +155,7 @@ def test_what_killed_writers_left_is_removed(data, finished):
 HOLD = """
 import sys, time
 from pathlib import Path
-from ganglion.tasks.run_folder import RunFolder
+from ganglion.training.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(600)

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ganglion.tasks import classification, fit
-from ganglion.tasks.checkpoints import list_checkpoints
-from ganglion.tasks.saving import Checkpoints
+from ganglion.tasks import fit
+from ganglion.tasks.classification import training as classification
+from ganglion.training.checkpoints import list_checkpoints
+from ganglion.training.saving import Checkpoints
 
 from .runs import PLAIN, arguments, differences, error, read_last, run, write_data
 

@@ -15,8 +15,8 @@ from timm.data import Mixup, resolve_data_config
 from timm.models import get_model_args
 from torch import Tensor, nn
 
-from ..config import check_literals, check_range
-from ..data import (
+from ...config import check_literals, check_range
+from ...data import (
     Augmentation,
     Batch,
     DataError,
@@ -31,12 +31,12 @@ from ..data import (
     train_loader,
     train_transform,
 )
-from ..errors import unknown
-from ..models import load_checkpoint
+from ...errors import unknown
+from ...models import load_checkpoint
+from ...training.optimization import OptimizerConfig, ScheduleConfig
+from ...training.summary import split_line
+from ...training.task import Task, TrainingError
 from .metrics import Counts
-from .optimization import OptimizerConfig, ScheduleConfig
-from .summary import split_line
-from .task import Task, TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..data import BrokenImage, eval_transform, open_image
-from ..data.decode import MODES, Raw, read_image
-from ..errors import shown
-from .evaluation import compute
-from .loading import LoadedModel
+from ...data import BrokenImage, eval_transform, open_image
+from ...data.decode import MODES, Raw, read_image
+from ...errors import shown
+from ..evaluation import compute
+from ..loading import LoadedModel
 
 #: What one image may be: a file, its bytes, an open binary file, what Pillow has opened, or uint8 values.
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Tensor

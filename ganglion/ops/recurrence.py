@@ -2,7 +2,8 @@
 
 h_t = a_t * h_{t-1} + b_t is solved by halving: neighbours are combined into a recurrence of half the length, that
 one is solved, and the positions between are filled in. Work and memory are linear in the length. Nothing is divided,
-so a decay that underflows to zero is as exact as any other.
+so a decay that underflows to zero is as exact as any other. Every operation returns a new tensor, so that all of
+PyTorch's transformations go through.
 
 Shape letters: B batch, L positions, D channels, N d_state.
 """
@@ -22,11 +23,10 @@ def linear_recurrence(a: Tensor, b: Tensor) -> Tensor:
     h_second = linear_recurrence(
         a[:, first] * a[:, second], torch.addcmul(b[:, second], a[:, second], b[:, first])
     )
-    h = torch.empty_like(b)
-    h[:, 0] = b[:, 0]
-    h[:, second] = h_second
-    h[:, third] = torch.addcmul(b[:, third], a[:, third], h_second[:, : (length - 1) // 2])
-    return h
+    h_third = torch.addcmul(b[:, third], a[:, third], h_second[:, : (length - 1) // 2])
+    h_first = torch.cat([b[:, :1], h_third], dim=1)
+    pairs = torch.stack([h_first[:, : length // 2], h_second], dim=2).flatten(1, 2)
+    return torch.cat([pairs, h_first[:, -1:]], dim=1) if length % 2 else pairs
 
 
 def forward(
@@ -80,7 +80,7 @@ def backward(
     a_next = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], dim=1)
     from_y = C_BLND * grad_y_BLD[:, :, None]
     if grad_last_BND is not None:
-        from_y[:, -1] += grad_last_BND
+        from_y = torch.cat([from_y[:, :-1], from_y[:, -1:] + grad_last_BND[:, None]], dim=1)
     g = linear_recurrence(a_next.flip(1), from_y.flip(1)).flip(1)
     grad_B = _sum_products(g, dt_BLD * x_BLD, B_BLND)
     grad_dtx = (g * B_BLND).sum(2)
@@ -108,8 +108,8 @@ def _coefficients(
     a = torch.exp(dt_BLD[:, :, None] * A_DN.T)
     b = B_BLND * (dt_BLD * x_BLD)[:, :, None]
     # Also of no first state: a decay that is NaN or infinite shows from its step on, not from the next.
-    b[:, 0] += a[:, 0] * (0 if first_BND is None else first_BND)
-    return a, b
+    first = 0 if first_BND is None else first_BND[:, None]
+    return a, torch.cat([b[:, :1] + a[:, :1] * first, b[:, 1:]], dim=1)
 
 
 def _lines(line: int, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from .dispatch import choose
+from .operator import define
 from .routes import CHUNK, Route
+from .torch import scan2d as plain
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -57,7 +59,7 @@ def scan2d(
     if isinstance(routes, str):
         raise TypeError(f"routes={routes!r}: expected a sequence of Route, use pattern({routes!r})")
     work = torch.promote_types(x.dtype, torch.float32)
-    y, _ = _scan2d(
+    y, _ = torch.ops.ganglion.scan2d(
         x,
         proj,
         dt_weight.to(work),
@@ -70,8 +72,10 @@ def scan2d(
     return y
 
 
-@torch.library.custom_op("ganglion::scan2d", mutates_args=())
-def _scan2d(
+_ARGUMENTS = "Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor? D"
+
+
+def _forward(
     x: Tensor,
     proj: Tensor,
     dt_weight: Tensor,
@@ -81,11 +85,11 @@ def _scan2d(
     routes: Sequence[int],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """`scan2d` with routes as codes. Returns y and carry (B, K, ceil(L / CHUNK), N, D): the state of each walk
+    """`scan2d` with routes as codes. Returns y and carry (B, K * ceil(L / CHUNK) * N * D): the state of each walk
     before every CHUNK-th step."""
     check(x, proj, dt_weight, dt_bias, A, D, routes)
     if x.numel() == 0:
-        return torch.empty_like(x), x.new_empty(_carry_shape(x, A), dtype=dt_weight.dtype)
+        return _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend)
     module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
     return module.forward(
         x.contiguous(),
@@ -98,14 +102,21 @@ def _scan2d(
     )
 
 
-@_scan2d.register_fake
-def _(x, proj, dt_weight, dt_bias, A, D, routes, backend):
+def _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend):
     check(x, proj, dt_weight, dt_bias, A, D, routes)
-    return x.new_empty(x.shape), x.new_empty(_carry_shape(x, A), dtype=dt_weight.dtype)
+    batch, height, width, channels = x.shape
+    # One axis, as programs with dynamic sizes hold for one answer to whether an axis is 1, and ceil(L / CHUNK) may be.
+    chunks = (height * width + CHUNK - 1) // CHUNK
+    carry = x.new_empty((batch, chunks * (A.shape[0] * A.shape[2] * channels)), dtype=dt_weight.dtype)
+    return x.new_empty(x.shape), carry
 
 
-@torch.library.custom_op("ganglion::scan2d_backward", mutates_args=())
-def _scan2d_backward(
+def _plain_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend):
+    check(x, proj, dt_weight, dt_bias, A, D, routes)
+    return plain.forward(x, proj, dt_weight, dt_bias, A, D, routes)
+
+
+def _backward(
     grad_y: Tensor,
     x: Tensor,
     proj: Tensor,
@@ -116,11 +127,11 @@ def _scan2d_backward(
     carry: Tensor,
     routes: Sequence[int],
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of x, proj, dt_weight, dt_bias, A and D (empty if D is None)."""
     if x.numel() == 0:
         grads = [torch.zeros_like(t) for t in (x, proj, dt_weight, dt_bias, A)]
-        return (*grads, A.new_zeros(0 if D is None else D.shape))  # pyright: ignore
+        return (*grads, A.new_zeros(0 if D is None else D.shape))
     module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
     *grads, grad_D = module.backward(
         grad_y.to(x.dtype).contiguous(),
@@ -136,30 +147,42 @@ def _scan2d_backward(
     return (*grads, A.new_empty(0) if grad_D is None else grad_D)
 
 
-@_scan2d_backward.register_fake
-def _(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend):
+def _fake_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend):
     grads = [t.new_empty(t.shape) for t in (x, proj, dt_weight, dt_bias, A)]
     return (*grads, A.new_empty(0 if D is None else D.shape))
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, routes, backend = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.routes, ctx.backend = routes, backend
+def _plain_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend):
+    grads = plain.backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes)
+    return tuple(A.new_zeros(0) if grad is None else grad for grad in grads)
 
 
-def _backward(ctx, grad_y, grad_carry):
-    *tensors, carry = ctx.saved_tensors
-    *grads, grad_D = _scan2d_backward(grad_y, *tensors, carry, ctx.routes, ctx.backend)
-    return (*grads, None if tensors[-1] is None else grad_D, None, None)
+def _gradient(grads, args, records):
+    *tensors, routes, backend = args
+    *found, grad_D = torch.ops.ganglion.scan2d_backward(grads[0], *tensors, *records, routes, backend)
+    return (*found, None if tensors[-1] is None else grad_D)
 
 
-_scan2d.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _carry_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
-    batch, height, width, channels = x.shape
-    return batch, A.shape[0], (height * width + CHUNK - 1) // CHUNK, A.shape[2], channels
+define(
+    "scan2d",
+    f"({_ARGUMENTS}, SymInt[] routes, str backend) -> (Tensor, Tensor)",
+    tensors=6,
+    kernel=_forward,
+    fake=_fake_forward,
+    plain=_plain_forward,
+    gradient=_gradient,
+    records=1,
+    per_image=(0, 1),
+)
+define(
+    "scan2d_backward",
+    f"(Tensor grad_y, {_ARGUMENTS}, Tensor carry, SymInt[] routes, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tensors=8,
+    kernel=_backward,
+    fake=_fake_backward,
+    plain=_plain_backward,
+)
 
 
 def check(
@@ -178,38 +201,35 @@ def check(
         raise ValueError(
             f"dt_weight has shape {tuple(dt_weight.shape)}, A {tuple(A.shape)}: expected (K, D, R) and (K, D, N)"
         )
-    for code in routes:
-        Route.from_code(code)
-    n_routes, channels = len(routes), x.shape[3]
-    rank, state = dt_weight.shape[2], A.shape[2]
+    batch, height, width, channels = x.shape
+    n_routes, rank, state = len(routes), dt_weight.shape[2], A.shape[2]
     if n_routes == 0:
         raise ValueError("routes is empty: expected at least one Route")
+    if not 0 <= min(routes) <= max(routes) < 16:
+        raise ValueError(f"routes has codes {list(routes)}: expected bit fields in 0..15, see Route.code")
     if state < 1 or rank < 1:
         raise ValueError(
             f"d_state {state} (A's last axis) and dt_rank {rank} (dt_weight's) must be at least 1"
         )
-    expected = {
-        "proj": (proj, (*x.shape[:3], n_routes * (rank + 2 * state))),
-        "dt_weight": (dt_weight, (n_routes, channels, rank)),
-        "dt_bias": (dt_bias, (n_routes, channels)),
-        "A": (A, (n_routes, channels, state)),
-        "D": (D, (n_routes, channels)),
-    }
-    for name, (tensor, shape) in expected.items():
+    dtype, device = x.dtype, x.device
+    if dtype not in _FLOATS:
+        raise TypeError(f"x has dtype {dtype}: expected one of {', '.join(map(str, _FLOATS))}")
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, tensor, shape, expected in (
+        ("proj", proj, (batch, height, width, n_routes * (rank + 2 * state)), dtype),
+        ("dt_weight", dt_weight, (n_routes, channels, rank), work),
+        ("dt_bias", dt_bias, (n_routes, channels), work),
+        ("A", A, (n_routes, channels, state), work),
+        ("D", D, (n_routes, channels), work),
+    ):
         if tensor is None:
             continue
-        if tuple(tensor.shape) != shape:
+        if tensor.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}: expected {shape} for x {tuple(x.shape)}, "
                 f"{n_routes} routes, dt_rank {rank}, d_state {state}"
             )
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: move them to one device")
-    if x.dtype not in _FLOATS:
-        raise TypeError(f"x has dtype {x.dtype}: expected one of {', '.join(map(str, _FLOATS))}")
-    if proj.dtype != x.dtype:
-        raise TypeError(f"proj has dtype {proj.dtype}, x {x.dtype}: expected the same")
-    work = torch.promote_types(x.dtype, torch.float32)
-    for name, tensor in (("dt_weight", dt_weight), ("dt_bias", dt_bias), ("A", A), ("D", D)):
-        if tensor is not None and tensor.dtype != work:
-            raise TypeError(f"{name} has dtype {tensor.dtype}: expected {work} for x {x.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {device}: move them to one device")
+        if tensor.dtype != expected:
+            raise TypeError(f"{name} has dtype {tensor.dtype}, x {dtype}: expected {expected}")

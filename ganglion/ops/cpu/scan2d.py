@@ -36,7 +36,7 @@ def forward(
     batch, height, width, channels = x.shape
     y = torch.empty_like(x)
     chunks = (height * width + CHUNK - 1) // CHUNK
-    carry = torch.empty(batch, len(routes), chunks, A.shape[2], channels, dtype=torch.float32)
+    carry = torch.empty(batch, len(routes) * chunks * A.shape[2] * channels, dtype=torch.float32)
     inputs = {"x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
     _call("forward", routes, inputs | {"carry": carry, "y": y})
     return y, carry

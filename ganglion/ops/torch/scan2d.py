@@ -1,6 +1,7 @@
 """`scan2d` of PyTorch operations, without a loop over positions.
 
-Memory is linear in B * D * L * N for one route at a time.
+Memory is linear in B * D * L * N for one route at a time. It is also the plain form (`ganglion.ops.operator`): every
+operation returns a new tensor.
 """
 
 from __future__ import annotations
@@ -30,19 +31,16 @@ def forward(
     routes: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """See `ganglion.ops.dispatch`."""
-    batch, height, width, channels = x.shape
     work = dt_weight.dtype
-    y_BLD = torch.zeros(batch, height * width, channels, dtype=work, device=x.device)
+    y = x.new_zeros((), dtype=work) if D is None else D.sum(0) * x.to(work)
     carries = []
-    for k, order, line, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
+    for k, walk, x_BLD, dt_low, B_BLN1, C_BLN1 in _walks(x, proj, dt_weight, A, routes):
         dt = F.softplus(dt_low @ dt_weight[k].T + dt_bias[k])
-        y_route, h = recurrence.forward(x_BLD, dt, A[k], B_BLN[..., None], C_BLN[..., None], line)
-        y_BLD[:, order] += y_route
+        y_route, h = recurrence.forward(x_BLD, dt, A[k], B_BLN1, C_BLN1, walk.line)
+        y = y + walk.scatter(y_route)
         first = torch.zeros_like(h[:, :1])
         carries.append(torch.cat([first, h[:, CHUNK - 1 : -1 : CHUNK]], dim=1))
-    if D is not None:
-        y_BLD += D.sum(0) * x.reshape(y_BLD.shape).to(work)
-    return y_BLD.to(x.dtype).reshape(x.shape), torch.stack(carries, dim=1)
+    return y.to(x.dtype), torch.stack(carries, dim=1).flatten(1)
 
 
 def backward(
@@ -57,50 +55,61 @@ def backward(
     routes: Sequence[int],
 ) -> tuple[Tensor | None, ...]:
     """See `ganglion.ops.dispatch`. The carries are not needed: the states are computed again at once."""
-    batch, height, width, channels = x.shape
     work = dt_weight.dtype
-    grad_y_BLD = grad_y.reshape(batch, height * width, channels).to(work)
-    grad_x = torch.zeros_like(grad_y_BLD)
-    grad_proj = torch.empty(
-        batch, height * width, len(routes), proj.shape[-1] // len(routes), device=x.device, dtype=work
-    )
-    grad_dt_weight, grad_dt_bias, grad_A = (torch.empty_like(t) for t in (dt_weight, dt_bias, A))
-    for k, order, line, x_BLD, dt_low, B_BLN, C_BLN in _walks(x, proj, dt_weight, A, routes):
+    grad = grad_y.to(work)
+    grad_x = x.new_zeros((), dtype=work) if D is None else D.sum(0) * grad
+    by_route = []
+    for k, walk, x_BLD, dt_low, B_BLN1, C_BLN1 in _walks(x, proj, dt_weight, A, routes):
         v = dt_low @ dt_weight[k].T + dt_bias[k]
-        grad_route, grad_dt, grad_A[k], grad_B, grad_C, _ = recurrence.backward(
-            grad_y_BLD[:, order], x_BLD, F.softplus(v), A[k], B_BLN[..., None], C_BLN[..., None], line
+        grad_route, grad_dt, grad_A, grad_B, grad_C, _ = recurrence.backward(
+            walk.gather(grad), x_BLD, F.softplus(v), A[k], B_BLN1, C_BLN1, walk.line
         )
-        grad_x[:, order] += grad_route
         grad_v = grad_dt * recurrence.softplus_grad(v)
-        grad_dt_bias[k] = grad_v.sum((0, 1))
-        grad_dt_weight[k] = torch.einsum("bld,blr->dr", grad_v, dt_low)
-        grad_proj[:, order, k] = torch.cat([grad_v @ dt_weight[k], grad_B[..., 0], grad_C[..., 0]], dim=-1)
-    grad_D = None
-    if D is not None:
-        grad_x += D.sum(0) * grad_y_BLD
-        grad_D = (grad_y_BLD * x.reshape(grad_y_BLD.shape).to(work)).sum((0, 1)).expand_as(D).clone()
+        grad_x = grad_x + walk.scatter(grad_route)
+        grad_proj = walk.scatter(torch.cat([grad_v @ dt_weight[k], grad_B[..., 0], grad_C[..., 0]], dim=-1))
+        grad_weight = torch.einsum("bld,blr->dr", grad_v, dt_low)
+        by_route.append((grad_proj, grad_weight, grad_v.sum((0, 1)), grad_A))
+    grad_proj, grad_dt_weight, grad_dt_bias, grad_A = zip(*by_route, strict=True)
     return (
-        grad_x.to(x.dtype).reshape(x.shape),
-        grad_proj.to(proj.dtype).reshape(proj.shape),
-        grad_dt_weight,
-        grad_dt_bias,
-        grad_A,
-        grad_D,
+        grad_x.to(x.dtype),
+        torch.cat(grad_proj, dim=-1).to(proj.dtype),
+        torch.stack(grad_dt_weight),
+        torch.stack(grad_dt_bias),
+        torch.stack(grad_A),
+        None if D is None else (grad * x.to(work)).sum((0, 1, 2)).repeat(len(routes), 1),
     )
+
+
+class _Walk:
+    """A route over maps (B, H, W, C): their pixels in its order, (B, L, C), and back.
+
+    line: the length of the lines after which the state restarts, None if it does not.
+    """
+
+    def __init__(self, code: int, height: int, width: int):
+        route = Route.from_code(code)
+        self.line = route.line(height, width) if route.restart else None
+        self._size, self._transpose = (height, width), route.transpose
+        self._flips = [axis for axis, flip in ((1, route.flip_rows), (2, route.flip_cols)) if flip]
+
+    def gather(self, map_BHWC: Tensor) -> Tensor:
+        turned = map_BHWC.flip(self._flips) if self._flips else map_BHWC
+        return (turned.transpose(1, 2) if self._transpose else turned).flatten(1, 2)
+
+    def scatter(self, walk_BLC: Tensor) -> Tensor:
+        if self._transpose:
+            turned = walk_BLC.unflatten(1, self._size[::-1]).transpose(1, 2)
+        else:
+            turned = walk_BLC.unflatten(1, self._size)
+        return turned.flip(self._flips) if self._flips else turned
 
 
 def _walks(
     x: Tensor, proj: Tensor, dt_weight: Tensor, A: Tensor, routes: Sequence[int]
-) -> Iterator[tuple[int, Tensor, int | None, Tensor, Tensor, Tensor, Tensor]]:
-    """Per route: index, pixel order, length of the lines after which the state restarts (None if it does not), and x,
-    low-rank dt, B, C in the order of the walk."""
-    batch, height, width, channels = x.shape
-    rank, state = dt_weight.shape[2], A.shape[2]
-    x_BLD = x.reshape(batch, height * width, channels)
-    proj_BLKP = proj.reshape(batch, height * width, len(routes), rank + 2 * state)
-    for k, code in enumerate(routes):
-        route = Route.from_code(code)
-        order = route.order(height, width, x.device)
-        line = route.line(height, width) if route.restart else None
-        low, B_BLN, C_BLN = proj_BLKP[:, order, k].to(dt_weight.dtype).split([rank, state, state], dim=-1)
-        yield k, order, line, x_BLD[:, order].to(dt_weight.dtype), low, B_BLN, C_BLN
+) -> Iterator[tuple[int, _Walk, Tensor, Tensor, Tensor, Tensor]]:
+    """Per route: index, walk, and x, low-rank dt, B and C in its order, the last two (B, L, N, 1)."""
+    rank, state, work = dt_weight.shape[2], A.shape[2], dt_weight.dtype
+    for k, (code, proj_k) in enumerate(zip(routes, proj.chunk(len(routes), dim=-1), strict=True)):
+        walk = _Walk(code, *x.shape[1:3])
+        low, B_BLN, C_BLN = walk.gather(proj_k).to(work).split([rank, state, state], dim=-1)
+        yield k, walk, walk.gather(x).to(work), low, B_BLN[..., None], C_BLN[..., None]

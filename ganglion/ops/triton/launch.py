@@ -208,7 +208,7 @@ def forward(
     """y and carry, see `ganglion.ops.dispatch`."""
     call = _Call(x, dt_weight, A, routes, how, backward=False)
     y = torch.empty((call.groups, *x.shape), dtype=x.dtype, device=x.device)
-    carry_shape = (call.batch, call.n_routes, call.chunks, call.d_state, call.channels)
+    carry_shape = (call.batch, call.n_routes * call.chunks * call.d_state * call.channels)
     carry = torch.empty(carry_shape, dtype=torch.float32, device=x.device)
     with on_device(x):
         ends = call.segment_ends(x, proj, dt_weight, dt_bias, A, adjoint=False)

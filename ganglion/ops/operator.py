@@ -1,0 +1,187 @@
+"""How an operator is told to PyTorch: one mechanism, after which it stands under every transformation.
+
+Kernels compute values and nothing else. What PyTorch transforms is derived from two things: the operator's gradient,
+which is an operator of the same make with kernels of its own, and its *plain form*, the same function in PyTorch's own
+operations, each of which returns a new tensor.
+
+    values                              kernels
+    reverse mode                        kernels: the gradient operator
+    reverse mode, again and again       the plain form of the gradient operator, differentiated by PyTorch
+    forward mode                        the plain form, computed with dual numbers
+    vmap                                kernels: the images of all examples as one batch, or one call per example
+
+`torch.func` stacks these: each of its levels reaches the operator as one of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+_LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+#: What an operator returns.
+Results = tuple[Tensor, ...]
+
+
+def define(
+    name: str,
+    signature: str,
+    *,
+    tensors: int,
+    kernel: Callable[..., Results],
+    fake: Callable[..., Results],
+    plain: Callable[..., Results],
+    gradient: Callable[..., Sequence[Tensor | None]] | None = None,
+    records: int = 0,
+    per_image: Sequence[int] | None = None,
+) -> None:
+    """Define the operator `ganglion::<name>`, which returns a tuple of tensors.
+
+    signature: arguments and results in PyTorch's schema language. The first `tensors` arguments are tensors or None.
+    kernel, fake, plain: the function by kernels, for shapes only, and in plain form; all with the same arguments.
+    gradient: `gradient(grads, args, records)` returns the gradients of the tensors among `args`; `grads` are those of
+        the results, None for zero. If it is None, the plain form is differentiated.
+    records: how many of the last results exist for `gradient` only, and have no derivative.
+    per_image: the arguments whose first axis counts images, if every result's does too. None if images are summed.
+    """
+    _LIBRARY.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, _without_autocast(kernel), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ganglion::{name}", fake, lib=_LIBRARY)
+    op = getattr(torch.ops.ganglion, name).default
+    _LIBRARY.impl(name, _autograd(op, tensors, plain, gradient, records), "Autograd")
+    torch.library.register_vmap(f"ganglion::{name}", _vmap(op, per_image), lib=_LIBRARY)
+
+
+def _without_autocast(function: Callable) -> Callable:
+    """`function`, whose first argument is a tensor, with products of matrices in the dtype of their operands."""
+
+    def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        device = x.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return function(x, *args, **kwargs)
+        torch.set_autocast_enabled(device, False)
+        try:
+            return function(x, *args, **kwargs)
+        finally:
+            torch.set_autocast_enabled(device, True)
+
+    return wrapped
+
+
+def _autograd(
+    op: Any, tensors: int, plain: Callable[..., Results], gradient: Callable | None, records: int
+) -> Callable[..., Results]:
+    """What serves `op` where PyTorch differentiates.
+
+    Also where nothing needs a derivative: only autograd.Function can tell whether a tensor has a tangent.
+    """
+    results = len(op._schema.returns) - records
+    pull_back = _without_autocast(functools.partial(_pull_back, plain, tensors))
+    plain = _without_autocast(plain)
+
+    def forward(ctx: Any, *args: Any) -> Results:
+        if torch._C._are_functorch_transforms_active():
+            # autograd.Function switches derivatives off, which is meant for this level and not for those below.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+                found = op(*args)
+        else:
+            with _below_autograd():
+                found = op(*args)
+        kept = found[results:]
+        ctx.save_for_backward(*args[:tensors], *kept)
+        ctx.save_for_forward(*args[:tensors])
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.rest = args[tensors:]
+        return found
+
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        saved = ctx.saved_tensors
+        args = saved[:tensors] + ctx.rest
+        if gradient is not None:
+            found = gradient(grads[:results], args, saved[tensors:])
+        else:
+            found = pull_back(*args, wanted=ctx.needs_input_grad, grads=grads)
+        return (*found, *(None,) * len(ctx.rest))
+
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        # The saved arguments still have their tangents, which are those of level 0: PyTorch has no other.
+        with forward_ad._set_fwd_grad_enabled(True):
+            found = [
+                forward_ad.unpack_dual(t, level=0) for t in plain(*ctx.saved_tensors, *ctx.rest)[:results]
+            ]
+        moved = (torch.zeros_like(t.primal) if t.tangent is None else t.tangent for t in found)
+        return (*moved, *(None,) * records)
+
+    members = {"forward": forward, "backward": backward, "jvp": jvp}
+    members = {name: staticmethod(function) for name, function in members.items()}
+    rule: Any = type(op._opname, (torch.autograd.Function,), members)
+    rule_at_level: Any = type(op._opname, (torch.autograd.function._SingleLevelFunction,), members)
+
+    def autograd(*args: Any) -> Results:
+        if not torch._C._are_functorch_transforms_active():
+            return rule.apply(*args)
+        # The level that asks is that of the tensors. autograd.Function by itself would start again with all of them.
+        with enable_single_level_autograd_function():
+            return rule_at_level.apply(*args)
+
+    return autograd
+
+
+def _pull_back(
+    plain: Callable[..., Results],
+    tensors: int,
+    *args: Any,
+    wanted: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of the wanted tensors by differentiating the plain form."""
+    places = [i for i in range(tensors) if wanted[i]]
+
+    def function(*changed: Tensor) -> Results:
+        everything = list(args)
+        for i, tensor in zip(places, changed, strict=True):
+            everything[i] = tensor
+        return plain(*everything)
+
+    results, pull, *_ = torch.func.vjp(function, *(args[i] for i in places))
+    pulled = pull(tuple(torch.zeros_like(r) if g is None else g for r, g in zip(results, grads, strict=True)))
+    found: list[Tensor | None] = [None] * tensors
+    for i, grad in zip(places, pulled, strict=True):
+        found[i] = grad
+    return found
+
+
+def _vmap(op: Any, per_image: Sequence[int] | None) -> Callable:
+    """The batching rule of `op`, see `torch.library.register_vmap`."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Results, tuple[int, ...]]:
+        examples = info.batch_size
+        mapped = {i: in_dims[i] for i, arg in enumerate(args) if isinstance(arg, Tensor)}
+        mapped = {i: dim for i, dim in mapped.items() if dim is not None}
+        if per_image is not None and mapped.keys() <= set(per_image):
+            every = [
+                args[i].movedim(mapped[i], 0) if i in mapped else args[i].expand(examples, *args[i].shape)
+                for i in per_image
+            ]
+            changed = {i: t.flatten(0, 1) for i, t in zip(per_image, every, strict=True)}
+            results = op(*(changed.get(i, arg) for i, arg in enumerate(args)))
+            return tuple(r.unflatten(0, every[0].shape[:2]) for r in results), (0,) * len(results)
+        each = [
+            op(*(arg.select(mapped[i], k) if i in mapped else arg for i, arg in enumerate(args)))
+            for k in range(examples)
+        ]
+        return tuple(torch.stack(r) for r in zip(*each, strict=True)), (0,) * len(each[0])
+
+    return rule

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from inspect import cleandoc
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 _FIT = ("ganglion", "tasks", "fit")  # where the parser is made
@@ -240,6 +241,16 @@ def _source(package: str, *below: str) -> Path:
     assert spec is not None and spec.origin is not None
     path = Path(spec.origin).parent.joinpath(*below)
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def without_package(name: str) -> ModuleType:
+    """A module of ganglion/ that imports nothing of it, read without the package, whose import takes seconds."""
+    path = _source("ganglion", name)
+    spec = importlib.util.spec_from_file_location(f"{__package__}._{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _constant(path: Path, name: str) -> Any:

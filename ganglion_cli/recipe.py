@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from . import fields
 from .options import nearest
+
+if TYPE_CHECKING:
+    from ganglion.recipes import RecipeError, chain, read
+else:
+    _recipes = fields.without_package("recipes")
+    RecipeError, chain, read = _recipes.RecipeError, _recipes.chain, _recipes.read
 
 _EXPECTED = {
     "int": "a whole number",
@@ -34,10 +40,6 @@ SHORT = {
 _OWN = {"config": True, "c": True, "help": False, "h": False, "print_config": False}
 
 
-class RecipeError(ValueError):
-    """The message names the option, or file and field, as the user wrote it."""
-
-
 @dataclass(frozen=True)
 class Given:
     """A value that the user gave: where ("" on the command line), for which field."""
@@ -59,7 +61,8 @@ class Given:
 def check(argv: Sequence[str]) -> None:
     """Raise RecipeError for what names no field, for values of the wrong kind, and for fields that are missing."""
     words = list(_words(argv))
-    recipes = [(value, read(value)) for name, value in words if name in ("config", "c") and value is not None]
+    named = [value for name, value in words if name in ("config", "c") and value is not None]
+    recipes = [recipe for path in named for recipe in chain(path)]
     tasks = [Given(path, "task", recipe["task"]) for path, recipe in recipes if "task" in recipe]
     tasks += [Given("", name, value) for name, value in words if name == "task"]
     for given in tasks:
@@ -98,34 +101,6 @@ def expand(argv: Sequence[str]) -> list[str]:
                 word = f"--{group}.{SHORT[group]}{equals}{value}"
         words.append(word)
     return words
-
-
-def read(path: str) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file. Raises RecipeError where there is none."""
-    file = Path(path)
-    if file.is_dir():
-        inside = file / "config.yaml"
-        hint = f"a run goes on with --resume {path}" if inside.exists() else "expected a YAML file"
-        raise RecipeError(f"--config {path} is a folder: {hint}")
-    try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        beside = [str(p) for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
-        raise RecipeError(f"--config: there is no recipe {path}.{nearest(path, beside)}") from None
-    except OSError as error:
-        raise RecipeError(f"--config {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"--config {path}: expected a YAML file, this is no text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise RecipeError(f"--config {path}{line}: this is no YAML: {problem}") from None
-    if recipe is None:
-        return {}
-    if not isinstance(recipe, dict):
-        raise RecipeError(f"--config {path}: expected fields (`model:`, `data:`, ...), not {_short(recipe)}")
-    return recipe
 
 
 class Table:
@@ -273,8 +248,3 @@ def _either(options: Sequence[str]) -> str:
 
 def _no_such(kind: str, value: Any, valid: Sequence[str]) -> str:
     return f"there is no such {kind}.{nearest(str(value), valid)} Valid: {', '.join(valid)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -33,6 +33,7 @@ from ..config import check_range
 from ..data import DataError
 from ..errors import unknown
 from ..models import CheckpointError
+from ..recipes import OPTIONS, chain, with_bases
 from ..training.averaging import EMA
 from ..training.checkpoints import AtomicCheckpointIO
 from ..training.guard import Guard
@@ -80,7 +81,7 @@ class FitCLI(LightningCLI):
     """The parser of `ganglion fit`. Everything is instantiated at construction; `run()` trains."""
 
     def __init__(self, task: type[Task], data: type[LightningDataModule], argv: Sequence[str]):
-        self._argv = list(argv)
+        self._argv = with_bases(argv)
         self._scratch: TemporaryDirectory[str] | None = None
         super().__init__(
             task,
@@ -312,9 +313,8 @@ def _task(argv: Sequence[str]) -> tuple[type[Task], type[LightningDataModule]]:
     for i, word in enumerate(argv):
         option, equals, rest = word.partition("=")
         value = rest if equals else "".join(argv[i + 1 : i + 2])
-        if option in ("--config", "-c") and Path(value).is_file():
-            recipe = yaml.safe_load(Path(value).read_text())
-            name = recipe.get("task", name) if isinstance(recipe, dict) else name
+        if option in OPTIONS and Path(value).is_file():
+            name = next((recipe["task"] for _, recipe in reversed(chain(value)) if "task" in recipe), name)
         elif option == "--task":
             name = value
     if name not in TASKS:

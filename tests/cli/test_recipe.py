@@ -4,7 +4,11 @@ right one, before anything slow is imported."""
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from ganglion.recipes import chain
+from ganglion.tasks import fit
+from ganglion.tasks.classification.training import Classification, ClassificationData
 from ganglion_cli.recipe import RecipeError, check, expand
 
 GOOD = ["--model.name", "test_vmamba", "--data.root", "images"]
@@ -116,6 +120,72 @@ def test_a_recipe_that_is_not_there(tmp_path):
     message = said(["--config", str(tmp_path / "recipes.yaml")])
     assert "there is no recipe" in message and f"Did you mean {tmp_path / 'recipe.yaml'}?" in message
     assert "is a folder" in said(["--config", str(tmp_path)])
+
+
+def write(folder, **recipes):
+    for name, text in recipes.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_recipe_builds_on_its_base(tmp_path, monkeypatch):
+    """Paths are relative to the file that names them; the nearer recipe's fields hold, field by field."""
+    write(
+        tmp_path,
+        one="model: {name: test_vmamba, drop_rate: 0.1, num_classes: 5}\ntrainer: {max_epochs: 7}\n",
+        below__two="base: ../one.yaml\nmodel: {drop_rate: 0.2}\noptimizer: {lr: 1.0e-5}\n",
+        three="base: below/two.yaml\nmodel: {num_classes: 6}\n",
+    )
+    monkeypatch.chdir(tmp_path / "below")
+    paths = [path for path, _ in chain("../three.yaml")]
+    assert paths == ["../one.yaml", "../below/two.yaml", "../three.yaml"]
+    assert not any("base" in recipe for _, recipe in chain("../three.yaml"))
+    check(["--config", "../three.yaml", "--data.root", "x"])  # the model's name is the lowest base's
+    for words in (["--config", "../three.yaml"], ["-c", "../three.yaml"], ["--config=../three.yaml"]):
+        cli = fit.FitCLI(Classification, ClassificationData, [*words, "--data.root=x", "--optimizer.eps=1"])
+        model, config = cli.config["model"], cli.config
+        assert (model["name"], model["drop_rate"], model["num_classes"]) == ("test_vmamba", 0.2, 6)
+        assert (config["trainer"]["max_epochs"], config["optimizer"]["lr"]) == (7, 1e-5)
+        saved = yaml.safe_load(cli._dump())
+        assert "base" not in saved and saved["model"]["num_classes"] == 6 and saved["optimizer"]["eps"] == 1
+
+
+def test_later_recipes_override_bases(tmp_path):
+    write(tmp_path, one="optimizer: {lr: 1.0}", two="base: one.yaml", three="optimizer: {lr: 3.0}")
+    for order, lr in (("three", "two"), 1.0), (("two", "three"), 3.0):
+        words = [word for name in order for word in ("--config", str(tmp_path / f"{name}.yaml"))]
+        cli = fit.FitCLI(Classification, ClassificationData, [*words, *GOOD])
+        assert cli.config["optimizer"]["lr"] == lr
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("base: basis.yaml", ["base is 'basis.yaml'", "there is no recipe", "Did you mean", "bases.yaml?"]),
+        ("base: mine.yaml", ["base is 'mine.yaml'", "circle"]),
+        ("base: bases.yaml", ["bases.yaml: base is './mine.yaml'", "circle"]),
+        ("base: [bases.yaml]", ["base is ['bases.yaml']", "expected the path of a recipe"]),
+        ("base:", ["base is None", "expected the path of a recipe"]),
+        ("base: .", ["base is '.'", "is a folder"]),
+        ("base: wrong.yaml", ["wrong.yaml", "optimizer.learning_rate", "optimizer.lr"]),
+        ("base: list.yaml", ["base is 'list.yaml'", "expected fields"]),
+        ("model: {base: bases.yaml}", ["model.base", "there is no such field"]),
+    ],
+)
+def test_mistakes_in_a_base(text, parts, tmp_path, capsys):
+    write(
+        tmp_path,
+        mine=text,
+        bases="base: ./mine.yaml",
+        wrong="optimizer: {learning_rate: 1}",
+        list="- a",
+    )
+    argv = ["--config", str(tmp_path / "mine.yaml")]
+    message = said([*GOOD, *argv])
+    assert all(part in message for part in parts), message
+    assert fit.main([*GOOD, *argv]) in (1, 2)  # from Python, without the command's own check
+    assert "base is" not in message or message in capsys.readouterr().err
 
 
 def test_what_has_to_be_given():

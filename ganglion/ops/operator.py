@@ -42,7 +42,7 @@ def define(
     plain: Callable[..., Results],
     gradient: Callable[..., Sequence[Tensor | None]] | None = None,
     records: int = 0,
-    per_image: Sequence[int] | None = None,
+    per_image: Callable[[Sequence[int]], Sequence[int]] | None = None,
 ) -> None:
     """Define the operator `ganglion::<name>`, which returns a tuple of tensors.
 
@@ -51,14 +51,15 @@ def define(
     gradient: `gradient(grads, args, records)` returns the gradients of the tensors among `args`; `grads` are those of
         the results, None for zero. If it is None, the plain form is differentiated.
     records: how many of the last results exist for `gradient` only, and have no derivative.
-    per_image: the arguments whose first axis counts images, if every result's does too. None if images are summed.
+    per_image: from the number of axes of each tensor (0 for None), the tensors whose first axis counts images, if every
+        result's does too. None if images are summed.
     """
     _LIBRARY.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, _without_autocast(kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"ganglion::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.ganglion, name).default
     _LIBRARY.impl(name, _autograd(op, tensors, plain, gradient, records), "Autograd")
-    torch.library.register_vmap(f"ganglion::{name}", _vmap(op, per_image), lib=_LIBRARY)
+    torch.library.register_vmap(f"ganglion::{name}", _vmap(op, tensors, per_image), lib=_LIBRARY)
 
 
 def _without_autocast(function: Callable) -> Callable:
@@ -163,19 +164,20 @@ def _pull_back(
     return found
 
 
-def _vmap(op: Any, per_image: Sequence[int] | None) -> Callable:
+def _vmap(op: Any, tensors: int, per_image: Callable[[Sequence[int]], Sequence[int]] | None) -> Callable:
     """The batching rule of `op`, see `torch.library.register_vmap`."""
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Results, tuple[int, ...]]:
         examples = info.batch_size
-        mapped = {i: in_dims[i] for i, arg in enumerate(args) if isinstance(arg, Tensor)}
-        mapped = {i: dim for i, dim in mapped.items() if dim is not None}
-        if per_image is not None and mapped.keys() <= set(per_image):
+        mapped = {i: dim for i, dim in enumerate(in_dims[:tensors]) if dim is not None}
+        axes = [0 if args[i] is None else args[i].ndim - (i in mapped) for i in range(tensors)]
+        images = [] if per_image is None else [i for i in per_image(axes) if args[i] is not None]
+        if mapped.keys() <= set(images):
             every = [
                 args[i].movedim(mapped[i], 0) if i in mapped else args[i].expand(examples, *args[i].shape)
-                for i in per_image
+                for i in images
             ]
-            changed = {i: t.flatten(0, 1) for i, t in zip(per_image, every, strict=True)}
+            changed = {i: t.flatten(0, 1) for i, t in zip(images, every, strict=True)}
             results = op(*(changed.get(i, arg) for i, arg in enumerate(args)))
             return tuple(r.unflatten(0, every[0].shape[:2]) for r in results), (0,) * len(results)
         each = [

@@ -89,7 +89,7 @@ def backward(
     grad_log_a = g * a * h_before
     grad_A = torch.einsum("blnd,bld->dn", grad_log_a, dt_BLD)
     grad_dt = torch.einsum("blnd,dn->bld", grad_log_a, A_DN) + grad_dtx * x_BLD
-    return grad_dtx * dt_BLD, grad_dt, grad_A, grad_B, grad_C, a[:, 0] * g[:, 0]
+    return grad_dtx * dt_BLD, grad_dt, grad_A, grad_B, grad_C, (a[:, :1] * g[:, :1]).sum(1)
 
 
 def softplus_grad(v: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ define(
     plain=_plain_forward,
     gradient=_gradient,
     records=1,
-    per_image=(0, 1),
+    per_image=lambda axes: (0, 1),
 )
 define(
     "scan2d_backward",

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .dispatch import choose
+from .operator import define
 from .routes import CHUNK
+from .torch import selective_scan as plain
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -111,23 +113,13 @@ def _sequence(tensor: Tensor, state: torch.dtype) -> Tensor:
     return tensor.to(state) if torch.float64 in (tensor.dtype, state) else tensor
 
 
-torch.library.define(
-    "ganglion::selective_scan",
-    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "Tensor? initial_state, bool delta_softplus, str backend) -> (Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "ganglion::selective_scan_backward",
-    "(Tensor grad_y, Tensor grad_last_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-    "Tensor? z, Tensor? delta_bias, Tensor? initial_state, Tensor carry, bool delta_softplus, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "Tensor? initial_state"
 )
 
 
-@torch.library.impl("ganglion::selective_scan", "CompositeExplicitAutograd")
-def _selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, backend):
+def _forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, backend):
     """Returns y, the last state and carry.
 
     carry is that of `ganglion.ops.dispatch` with all but the batch in one dimension. The number of its states may be
@@ -143,14 +135,19 @@ def _selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_so
     return y, last_state, carry.flatten(1)
 
 
-@torch.library.register_fake("ganglion::selective_scan")
-def _(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, backend):
+def _fake_forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, backend):
     check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     return _results(u, A)
 
 
-@torch.library.impl("ganglion::selective_scan_backward", "CompositeExplicitAutograd")
-def _selective_scan_backward(
+def _plain_forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, backend):
+    check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    B, C = _grouped(B, C)
+    y, last_state, carry = plain.forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
+    return y, last_state, carry.flatten(1)
+
+
+def _backward(
     grad_y,
     grad_last_state,
     u,
@@ -174,38 +171,69 @@ def _selective_scan_backward(
             grads[-1].copy_(grad_last_state)
         return tuple(grads)
     module = choose("selective_scan", u, backend, d_state=A.shape[1])
-    B_, C_ = _grouped(B, C)
-    grads = module.backward(
-        grad_y.to(u.dtype),
-        grad_last_state,
-        *(u, delta, A, B_, C_, D, z, delta_bias, initial_state),
-        carry.unflatten(1, (-1, A.shape[1], A.shape[0])),
-        delta_softplus,
-    )
-    grads = [A.new_empty(0) if grad is None else grad for grad in grads]
-    grads[3], grads[4] = (_ungrouped(grads[i], t) for i, t in ((3, B), (4, C)))
-    return tuple(grads)
+    carry = carry.unflatten(1, (-1, A.shape[1], A.shape[0]))
+    return _backward_of(module, grad_y.to(u.dtype), grad_last_state, tensors, carry, delta_softplus)
 
 
-@torch.library.register_fake("ganglion::selective_scan_backward")
-def _(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, initial_state, *args):
+def _fake_backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, initial_state, *args):
     return tuple(_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state))
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, output[2])
+def _plain_backward(grad_y, grad_last_state, *args):
+    *tensors, carry, delta_softplus, _ = args
+    return _backward_of(plain, grad_y, grad_last_state, tensors, carry, delta_softplus)
 
 
-def _backward(ctx, grad_y, grad_last_state, grad_carry):
-    tensors = ctx.saved_tensors
-    grads = torch.ops.ganglion.selective_scan_backward(
-        grad_y, grad_last_state, *tensors, ctx.delta_softplus, ctx.backend
+def _backward_of(module, grad_y, grad_last_state, tensors, carry, delta_softplus):
+    """Gradients by a backend's module, which takes B and C as `_grouped` makes them."""
+    u, delta, A, B, C, *rest = tensors
+    grads = module.backward(
+        grad_y, grad_last_state, u, delta, A, *_grouped(B, C), *rest, carry, delta_softplus
     )
-    return (*(None if t is None else g for t, g in zip(tensors, grads, strict=False)), None, None)
+    grads = [A.new_zeros(0) if grad is None else grad for grad in grads]
+    grads[3], grads[4] = _ungrouped(grads[3], B), _ungrouped(grads[4], C)
+    return tuple(grads)
 
 
-torch.library.register_autograd("ganglion::selective_scan", _backward, setup_context=_setup_context)
+def _gradient(grads, args, records):
+    *tensors, delta_softplus, backend = args
+    u, A = tensors[0], tensors[2]
+    grad_y, grad_last_state = grads
+    if grad_y is None:
+        grad_y = torch.zeros_like(u)
+    if grad_last_state is None:
+        grad_last_state = A.new_zeros(*u.shape[:2], A.shape[1])
+    found = torch.ops.ganglion.selective_scan_backward(
+        grad_y, grad_last_state, *tensors, *records, delta_softplus, backend
+    )
+    return [None if t is None else grad for t, grad in zip(tensors, found, strict=True)]
+
+
+def _per_image(axes):
+    """u, delta, z, the first state, and B and C unless they are constant."""
+    return (0, 1, *(i for i in (3, 4) if axes[i] > 2), 6, 8)
+
+
+define(
+    "selective_scan",
+    f"({_ARGUMENTS}, bool delta_softplus, str backend) -> (Tensor, Tensor, Tensor)",
+    tensors=9,
+    kernel=_forward,
+    fake=_fake_forward,
+    plain=_plain_forward,
+    gradient=_gradient,
+    records=1,
+    per_image=_per_image,
+)
+define(
+    "selective_scan_backward",
+    f"(Tensor grad_y, Tensor grad_last_state, {_ARGUMENTS}, Tensor carry, bool delta_softplus, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tensors=12,
+    kernel=_backward,
+    fake=_fake_backward,
+    plain=_plain_backward,
+)
 
 
 def _results(u: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:

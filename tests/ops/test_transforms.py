@@ -240,6 +240,16 @@ def test_third_derivatives():
     assert_equal(third(function), expected)
 
 
+@pytest.mark.parametrize("size", [{"batch": 0}, {"height": 0}, {"channels": 0}], ids=str)
+def test_empty_maps_have_every_derivative(size):
+    function, _ = scan()
+    tensors = tuple(inputs(**size))
+    value, tangent = jvp(function, tensors, tensors)
+    assert tangent.shape == value.shape
+    second = functional.hvp(energy(function), tensors, tensors)[1]
+    assert [h.shape for h in second] == [t.shape for t in tensors]
+
+
 def test_graphs_of_transformed_functions():
     function, reference = scan()
     stacked = [torch.stack(t) for t in zip(*(inputs(seed=seed) for seed in (1, 2)), strict=True)]

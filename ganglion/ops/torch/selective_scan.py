@@ -1,6 +1,7 @@
 """`selective_scan` of PyTorch operations, without a loop over positions.
 
-Memory is linear in B * L * D * N for the channels of one group at a time.
+Memory is linear in B * L * D * N for the channels of one group at a time. It is also the plain form
+(`ganglion.ops.operator`): every operation returns a new tensor.
 """
 
 from __future__ import annotations
@@ -32,16 +33,14 @@ def forward(
     initial_state: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `ganglion.ops.dispatch`."""
+    """See `ganglion.ops.dispatch`. Here u may be empty."""
     batch, channels, length = u.shape
-    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    last_state = A.new_empty(batch, channels, A.shape[1])
-    carry = A.new_zeros(batch, -(-length // CHUNK), A.shape[1], channels)
+    by_group = []
     for part, group in _groups(channels, B, C):
         v = _step_input(delta, delta_bias, part, A.dtype)
         first = None if initial_state is None else initial_state[:, part].mT
         x = u[:, part].mT.to(A.dtype)
-        y_part, h = recurrence.forward(
+        y, h = recurrence.forward(
             x,
             F.softplus(v) if delta_softplus else v,
             A[part],
@@ -51,15 +50,16 @@ def forward(
             first,
         )
         if D is not None:
-            y_part = y_part + D[part] * x
+            y = y + D[part] * x
         if z is not None:
-            y_part = y_part * F.silu(z[:, part].mT.to(A.dtype))
-        y[:, part] = y_part.mT.to(u.dtype)
-        last_state[:, part] = h[:, -1].mT
-        carry[:, 1:, :, part] = h[:, CHUNK - 1 : -1 : CHUNK]
-        if first is not None:
-            carry[:, 0, :, part] = first
-    return y, last_state, carry
+            y = y * F.silu(z[:, part].mT.to(A.dtype))
+        if first is None:
+            first = h.new_zeros(batch, h.shape[2], h.shape[3])
+        last = h[:, -1] if length else first
+        carry = torch.cat([first[:, None], h[:, CHUNK - 1 : -1 : CHUNK]], dim=1)[:, : -(-length // CHUNK)]
+        by_group.append((y.mT, last.mT, carry))
+    y, last_state, carry = zip(*by_group, strict=True)
+    return torch.cat(y, dim=1).to(u.dtype), torch.cat(last_state, dim=1), torch.cat(carry, dim=3)
 
 
 def backward(
@@ -77,47 +77,51 @@ def backward(
     carry: Tensor,
     delta_softplus: bool,
 ) -> tuple[Tensor | None, ...]:
-    """See `ganglion.ops.dispatch`. The carries are not needed: the states are computed again at once."""
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    grads = [None if t is None else torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
-    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial = grads
-    assert grad_u is not None and grad_delta is not None and grad_A is not None
-    assert grad_B is not None and grad_C is not None
+    """See `ganglion.ops.dispatch`. The carries are not needed: the states are computed again at once.
+
+    Here u may be empty.
+    """
+    by_group = []
     for part, group in _groups(u.shape[1], B, C):
         v = _step_input(delta, delta_bias, part, A.dtype)
         dt = F.softplus(v) if delta_softplus else v
         x, g = u[:, part].mT.to(A.dtype), grad_y[:, part].mT.to(A.dtype)
         B_part, C_part = _weights(B, part, group, A.dtype), _weights(C, part, group, A.dtype)
         first = None if initial_state is None else initial_state[:, part].mT
+        grad_z = grad_D = grad_bias = None
         if z is not None:
-            assert grad_z is not None
             y = recurrence.forward(x, dt, A[part], B_part, C_part, None, first)[0]
             if D is not None:
                 y = y + D[part] * x
             gate = z[:, part].mT.to(A.dtype)
             slope = torch.sigmoid(gate)
-            grad_z[:, part] = (g * y * slope * (1 + gate * (1 - slope))).mT.to(z.dtype)
+            grad_z = (g * y * slope * (1 + gate * (1 - slope))).mT
             g = g * gate * slope
-        grad_x, grad_dt, grad_A[part], grad_B_part, grad_C_part, grad_first = recurrence.backward(
+        grad_x, grad_dt, grad_A, grad_B, grad_C, grad_first = recurrence.backward(
             g, x, dt, A[part], B_part, C_part, None, first, grad_last_state[:, part].mT
         )
+        if not u.shape[2]:
+            grad_first = grad_last_state[:, part].mT
         grad_v = grad_dt * recurrence.softplus_grad(v) if delta_softplus else grad_dt
         if D is not None:
-            assert grad_D is not None
             grad_x = grad_x + D[part] * g
-            grad_D[part] = (g * x).sum((0, 1))
-        grad_u[:, part] = grad_x.mT.to(u.dtype)
-        grad_delta[:, part] = grad_v.mT.to(delta.dtype)
-        for grad, grad_part in ((grad_B, grad_B_part), (grad_C, grad_C_part)):
-            if grad.ndim == 2:
-                grad[part] = grad_part[0, 0].mT
-            else:
-                grad[:, group] = grad_part[..., 0].mT
-        if grad_bias is not None:
-            grad_bias[part] = grad_v.sum((0, 1))
-        if grad_initial is not None:
-            grad_initial[:, part] = grad_first.mT
-    return tuple(grads)
+            grad_D = (g * x).sum((0, 1))
+        if delta_bias is not None:
+            grad_bias = grad_v.sum((0, 1))
+        grad_B, grad_C = (
+            grad[0, 0].mT if t.ndim == 2 else grad[..., 0].mT[:, None]
+            for grad, t in ((grad_B, B), (grad_C, C))
+        )
+        by_group.append(
+            (grad_x.mT, grad_v.mT, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_first.mT)
+        )
+    # Sequences and states have their channels second, parameters first.
+    return tuple(
+        None if t is None else torch.cat(parts, dim=0 if t.ndim <= 2 else 1).to(t.dtype)
+        for t, parts in zip(
+            (u, delta, A, B, C, D, z, delta_bias, initial_state), zip(*by_group, strict=True), strict=True
+        )
+    )
 
 
 def _groups(channels: int, B: Tensor, C: Tensor) -> Iterator[tuple[slice, int]]:

@@ -1,16 +1,15 @@
 // The 1-D selective scan. Compiled once per instruction set, with SELECTIVE_SCAN naming the table that it exports.
 //
-// Channels are the vector axis: the recurrence then needs no shuffles, B and C are one number for all lanes, and any state
-// size costs the same a state. Sequences lie channel by channel, so blocks of them are turned on the way in and out, once
-// for all states. A block walks the sequence chunk by chunk; within a chunk a few states at a time go through all steps, so
-// that states are in registers and what the states share is read for several of them at once.
+// Channels are the vector axis: the recurrence then needs no shuffles, B and C are one number for all lanes, and any
+// state size costs the same a state. Sequences lie channel by channel, so blocks of them are turned on the way in and
+// out, once for all states. A block walks the sequence a few steps after the other; a few states at a time go through
+// them, so that states are in registers and what the states share is read for several of them at once.
 //
-// The backward pass takes the chunks from the last to the first. It computes a chunk's states again from the recorded one
-// and keeps them for a few states at a time. The gradients of B and C are sums over channels, that is over lanes, and are
-// taken for WIDTH steps together.
+// The backward pass takes chunks, from the last to the first. It computes a chunk's states again from the recorded one
+// and keeps them for a few states at a time. The gradients of B and C are sums over channels, that is over lanes, and
+// are taken for WIDTH steps together.
 //
-// Step sizes are kept in units of ln 2, d = dt / ln 2, so that softplus and decay are base-two functions without
-// conversions: decay = exp(dt * A) = 2 ** (d * A).
+// A is kept times log2(e), so that the decay is a base-two function without conversion: exp(dt * A) = 2 ** (dt * A2).
 //
 // No result depends on the number of threads: a unit of work writes memory of its own, and partial sums over units that
 // the shapes alone determine are added in a fixed order.
@@ -25,17 +24,21 @@ namespace {
 
 // States that go through a chunk together: as many as the registers hold.
 constexpr int FORWARD_STATES = 4;
+// Steps that are read, prepared and written together: a cache line of each row.
+constexpr int STEPS = 16;
+// How many steps ahead the forward pass asks for memory.
+constexpr int AHEAD = 8 * STEPS;
 constexpr int BACKWARD_STATES = 2;
 
 // The parameters of a block, and memory for its state.
 struct Parameters : Space {
-    float *A, *B, *C;       // (N, WIDTH); B and C if they are constant
-    float *bias, *skip;     // (WIDTH,), times log2(e); D
+    float *A2, *B, *C;      // (N, WIDTH); A times log2(e); B and C if they are constant
+    float *bias, *skip;     // (WIDTH,); skip is D
     float *state;           // (N, WIDTH)
 
     Parameters(const SelectiveScan& scan, float* memory) : Space{memory} {
         const int64_t states = scan.state * WIDTH;
-        A = take(states);
+        A2 = take(states);
         B = take(scan.B.constant ? states : 0);
         C = take(scan.C.constant ? states : 0);
         bias = take(WIDTH);
@@ -45,12 +48,12 @@ struct Parameters : Space {
 
     void read(const SelectiveScan& scan, const Block& block) const {
         const int64_t states = block.channel * scan.state;
-        read_lanes(scan.A + states, scan.state, block.count, A);
+        read_lanes(scan.A + states, scan.state, block.count, A2);
+        for (int64_t i = 0; i < scan.state * WIDTH; ++i) A2[i] *= LOG2E;
         if (scan.B.constant) read_lanes(scan.B.data + states, scan.state, block.count, B);
         if (scan.C.constant) read_lanes(scan.C.data + states, scan.state, block.count, C);
         read_lanes(scan.delta_bias ? scan.delta_bias + block.channel : nullptr, 1, block.count, bias);
         read_lanes(scan.D ? scan.D + block.channel : nullptr, 1, block.count, skip);
-        store(bias, load(bias) * splat(LOG2E));
     }
 };
 
@@ -78,9 +81,11 @@ template <class Work>
 void with_constants(const SelectiveScan& scan, Work work) {
     using std::bool_constant;
     if (scan.B.constant)
-        scan.C.constant ? work(bool_constant<true>(), bool_constant<true>()) : work(bool_constant<true>(), bool_constant<false>());
+        scan.C.constant ? work(bool_constant<true>(), bool_constant<true>())
+                        : work(bool_constant<true>(), bool_constant<false>());
     else
-        scan.C.constant ? work(bool_constant<false>(), bool_constant<true>()) : work(bool_constant<false>(), bool_constant<false>());
+        scan.C.constant ? work(bool_constant<false>(), bool_constant<true>())
+                        : work(bool_constant<false>(), bool_constant<false>());
 }
 
 // silu(z) = z * slope and the slope.
@@ -89,30 +94,40 @@ SCAN_INLINE Vec logistic(Vec z) {
     return softplus2_grad(v, exp2_of_minus_abs(v));
 }
 
+// A step size and its derivative by `v`, delta + delta_bias.
+struct StepSize {
+    Vec dt, slope;
+};
+SCAN_INLINE StepSize step_size(const SelectiveScan& scan, Vec v) {
+    if (!scan.softplus) return {v, splat(1.0f)};
+    const Vec v2 = v * splat(LOG2E), e = exp2_of_minus_abs(v2);
+    return {softplus2(v2, e) * splat(LN2), softplus2_grad(v2, e)};
+}
+
 struct ForwardSpace : Parameters {
-    float *rows, *d, *dx, *x, *y;    // tiles
+    float *rows, *x, *dt, *y;    // tiles
 
     ForwardSpace(const SelectiveScan& scan, float* memory) : Parameters(scan, memory) {
-        for (float** tile : {&rows, &d, &dx, &x, &y}) *tile = take(TILE);
+        for (float** tile : {&rows, &x, &dt, &y}) *tile = take(TILE);
     }
 };
 
-// COUNT states from state n through a chunk.
+// COUNT states from state n through some steps.
 template <int COUNT, bool CONSTANT_B, bool CONSTANT_C>
 SCAN_INLINE void forward_states(int steps, int64_t n, Rows B, Rows C, const ForwardSpace& space) {
     const float *b[COUNT], *c[COUNT];
-    Vec h[COUNT], A[COUNT];
+    Vec h[COUNT], A2[COUNT];
     for (int i = 0; i < COUNT; ++i) {
         b[i] = B[n + i], c[i] = C[n + i];
-        h[i] = load(space.state + (n + i) * WIDTH), A[i] = load(space.A + (n + i) * WIDTH);
+        h[i] = load(space.state + (n + i) * WIDTH), A2[i] = load(space.A2 + (n + i) * WIDTH);
     }
-    const float *const d_ = space.d, *const dx_ = space.dx;
+    const float *const x = space.x, *const dt_ = space.dt;
     float* const y = space.y;
     for (int t = 0; t < steps; ++t) {
-        const Vec d = load(d_ + t * WIDTH), dx = load(dx_ + t * WIDTH);
+        const Vec dt = load(dt_ + t * WIDTH), dx = dt * load(x + t * WIDTH);
         Vec out = load(y + t * WIDTH);
         for (int i = 0; i < COUNT; ++i) {
-            h[i] = exp2_of(d * A[i]) * h[i] + dx * weight<CONSTANT_B>(b[i], t);
+            h[i] = exp2_of(dt * A2[i]) * h[i] + dx * weight<CONSTANT_B>(b[i], t);
             out += h[i] * weight<CONSTANT_C>(c[i], t);
         }
         store(y + t * WIDTH, out);
@@ -125,21 +140,22 @@ void forward_block(const SelectiveScan& scan, const Block& block, const ForwardS
     space.read(scan, block);
     read_lanes(scan.initial_state ? scan.initial_state + state_index(scan, block) : nullptr, scan.state, block.count,
                space.state);
-    for (int64_t chunk = 0; chunk < scan.chunks(); ++chunk) {
-        const int64_t first = chunk * CHUNK;
-        const int steps = (int)smaller(CHUNK, scan.length - first);
-        float* const carry = carry_at(scan, block, chunk);
-        for (int64_t n = 0; n < scan.state; ++n)
-            for (int c = 0; c < block.count; ++c) carry[n * scan.channels + c] = space.state[n * WIDTH + c];
+    const Vec bias = load(space.bias), skip = load(space.skip);
+    for (int64_t first = 0; first < scan.length; first += STEPS) {
+        const int steps = (int)smaller(STEPS, scan.length - first);
+        if (first % CHUNK == 0) {
+            float* const carry = carry_at(scan, block, first / CHUNK);
+            for (int64_t n = 0; n < scan.state; ++n)
+                for (int c = 0; c < block.count; ++c) carry[n * scan.channels + c] = space.state[n * WIDTH + c];
+        }
         read_tile(scan.u, block, first, steps, space.rows, space.x);
-        read_tile(scan.delta, block, first, steps, space.rows, space.d);
-        const Vec bias = load(space.bias), skip = load(space.skip);
+        read_tile(scan.delta, block, first, steps, space.rows, space.dt);
+        const int64_t later = first + AHEAD;
+        Ahead u(scan, scan.u, block, later), delta(scan, scan.delta, block, later), y(scan, scan.y, block, later);
         for (int i = 0; i < steps * WIDTH; i += WIDTH) {
-            const Vec v = load(space.d + i) * splat(LOG2E) + bias, x = load(space.x + i);
-            const Vec d = scan.softplus ? softplus2(v, exp2_of_minus_abs(v)) : v;
-            store(space.d + i, d);
-            store(space.dx + i, d * splat(LN2) * x);
-            store(space.y + i, skip * x);
+            u(i / WIDTH), delta(i / WIDTH), y(i / WIDTH);
+            store(space.dt + i, step_size(scan, load(space.dt + i) + bias).dt);
+            store(space.y + i, skip * load(space.x + i));
         }
         const Rows B = rows_of(scan.B, space.B, block, first), C = rows_of(scan.C, space.C, block, first);
         int64_t n = 0;
@@ -160,7 +176,7 @@ void forward_block(const SelectiveScan& scan, const Block& block, const ForwardS
 
 // Gradients of the parameters of a block, summed over the images of a piece.
 struct Sums : Space {
-    float *A, *B, *C;      // (N, WIDTH); of A in units of ln 2; of B and C if they are constant
+    float *A, *B, *C;      // (N, WIDTH); of B and C if they are constant
     float *bias, *skip;    // (WIDTH,)
 
     Sums(const SelectiveScan& scan, float* memory) : Space{memory} {
@@ -176,7 +192,6 @@ struct Sums : Space {
     }
     void write(const SelectiveScan& scan, const Block& block) const {
         const int64_t states = block.channel * scan.state;
-        for (int64_t i = 0; i < scan.state * WIDTH; ++i) A[i] *= LN2;
         write_lanes(A, scan.state, block.count, scan.grad_A + states);
         if (scan.B.constant) write_lanes(B, scan.state, block.count, scan.grad_B + states);
         if (scan.C.constant) write_lanes(C, scan.state, block.count, scan.grad_C + states);
@@ -185,8 +200,9 @@ struct Sums : Space {
     }
 };
 
-// How backward divides its work: images into pieces, each with sums of the parameters' gradients, and the blocks of a group
-// into slices, each with sums of the gradients of B and C. The latter take no more memory than u or twice the carries.
+// How backward divides its work: images into pieces, each with sums of the parameters' gradients, and the blocks of a
+// group into slices, each with sums of the gradients of B and C. The latter take no more memory than u or twice the
+// carries.
 struct Division {
     int64_t pieces, slices;
 
@@ -223,18 +239,19 @@ struct BackwardShared : Space {
 };
 
 struct BackwardSpace : Parameters {
-    float *rows, *x, *d, *dx, *slope, *grad_y, *grad_x, *grad_d, *grad_dx;    // tiles
-    float *z, *grad_out, *y;                                                // tiles, if there is a gate
-    float *decay, *states;                                                  // (CHUNK + 1, WIDTH) for some states
-    float *along_B, *along_C;                                               // tiles, for some states
+    float *rows, *x, *dt, *slope, *grad_y;    // tiles
+    float *grad_dt, *grad_dx;                 // tiles: of dt through the decay, in units of ln 2; of dt * x
+    float *z, *grad_out, *y;                                      // tiles, if there is a gate
+    float *decay, *states;                                        // (CHUNK + 1, WIDTH) for some states
+    float *along_B, *along_C;                                     // (WIDTH, WIDTH), for some states
 
     BackwardSpace(const SelectiveScan& scan, float* memory) : Parameters(scan, memory) {
-        for (float** tile : {&rows, &x, &d, &dx, &slope, &grad_y, &grad_x, &grad_d, &grad_dx}) *tile = take(TILE);
+        for (float** tile : {&rows, &x, &dt, &slope, &grad_y, &grad_dt, &grad_dx}) *tile = take(TILE);
         for (float** tile : {&z, &grad_out, &y}) *tile = take(scan.z.data ? TILE : 0);
         decay = take(BACKWARD_STATES * TILE);
         states = take(BACKWARD_STATES * (TILE + WIDTH));
-        along_B = take(BACKWARD_STATES * TILE);
-        along_C = take(BACKWARD_STATES * TILE);
+        along_B = take(BACKWARD_STATES * WIDTH * WIDTH);
+        along_C = take(BACKWARD_STATES * WIDTH * WIDTH);
     }
 };
 
@@ -245,16 +262,17 @@ struct WeightGradients {
     bool first;      // nothing was added yet
 };
 
-// Sums over the lanes of the steps of a tile.
-inline void add_sums(float* along, int steps, float* to, bool first) {
-    zero(along + steps * WIDTH, (up(steps, WIDTH) - steps) * WIDTH);
-    for (int t = 0; t < steps; t += WIDTH) {
-        Vec rows[WIDTH];
-        SCAN_UNROLL for (int i = 0; i < WIDTH; ++i) rows[i] = load(along + (t + i) * WIDTH);
+// Sums over the lanes of WIDTH steps, of which the first `steps` exist.
+SCAN_INLINE void add_sums(const float* along, int steps, float* to, bool first) {
+    Vec rows[WIDTH];
+    SCAN_UNROLL for (int i = 0; i < WIDTH; ++i) rows[i] = load(along + i * WIDTH);
+    const Vec total = sums(rows);
+    if (steps == WIDTH) {
+        store(to, first ? total : total + load(to));
+    } else {
         float lane[WIDTH];
-        store(lane, sums(rows));
-        const int count = (int)smaller(WIDTH, steps - t);
-        for (int i = 0; i < count; ++i) to[t + i] = first ? lane[i] : to[t + i] + lane[i];
+        store(lane, total);
+        for (int i = 0; i < steps; ++i) to[i] = first ? lane[i] : to[i] + lane[i];
     }
 }
 
@@ -265,19 +283,19 @@ SCAN_INLINE void backward_states(const SelectiveScan& scan, int steps, int64_t n
                                  const BackwardSpace& space) {
     const float *b[COUNT], *c[COUNT];
     float *decay[COUNT], *states[COUNT];
-    Vec h[COUNT], A[COUNT];
+    Vec h[COUNT], A2[COUNT];
     for (int i = 0; i < COUNT; ++i) {
         b[i] = B[n + i], c[i] = C[n + i];
         decay[i] = space.decay + i * TILE, states[i] = space.states + i * (TILE + WIDTH);
         for (int j = 0; j < WIDTH; ++j) states[i][j] = j < count ? carry[(n + i) * scan.channels + j] : 0.0f;
-        h[i] = load(states[i]), A[i] = load(space.A + (n + i) * WIDTH);
+        h[i] = load(states[i]), A2[i] = load(space.A2 + (n + i) * WIDTH);
     }
-    const float *const d_ = space.d, *const dx_ = space.dx;
+    const float *const x = space.x, *const dt_ = space.dt;
     for (int t = 0; t < steps; ++t) {
-        const Vec d = load(d_ + t * WIDTH), dx = load(dx_ + t * WIDTH);
+        const Vec dt = load(dt_ + t * WIDTH), dx = dt * load(x + t * WIDTH);
         Vec out = GATED ? load(space.y + t * WIDTH) : splat(0.0f);
         for (int i = 0; i < COUNT; ++i) {
-            const Vec a = exp2_of(d * A[i]);
+            const Vec a = exp2_of(dt * A2[i]);
             h[i] = a * h[i] + dx * weight<CONSTANT_B>(b[i], t);
             store(decay[i] + t * WIDTH, a);
             store(states[i] + (t + 1) * WIDTH, h[i]);
@@ -291,41 +309,48 @@ SCAN_INLINE void backward_states(const SelectiveScan& scan, int steps, int64_t n
         if (CONSTANT_B) grad_B[i] = load(sums.B + (n + i) * WIDTH);
         if (CONSTANT_C) grad_C[i] = load(sums.C + (n + i) * WIDTH);
     }
-    for (int t = steps - 1; t >= 0; --t) {
-        const Vec d = load(d_ + t * WIDTH), dx = load(dx_ + t * WIDTH), grad_y = load(space.grad_y + t * WIDTH);
-        Vec grad_d = load(space.grad_d + t * WIDTH), grad_dx = load(space.grad_dx + t * WIDTH);
-        for (int i = 0; i < COUNT; ++i) {
-            const Vec before = load(states[i] + t * WIDTH);
-            const Vec g = grad_y * weight<CONSTANT_C>(c[i], t) + adjoint[i];
-            const Vec of_B = g * dx, of_C = grad_y * h[i];
-            if (CONSTANT_B)
-                grad_B[i] += of_B;
-            else
-                store(space.along_B + i * TILE + t * WIDTH, as_floats(as_bits(of_B) & lanes));
-            if (CONSTANT_C)
-                grad_C[i] += of_C;
-            else
-                store(space.along_C + i * TILE + t * WIDTH, as_floats(as_bits(of_C) & lanes));
-            adjoint[i] = g * load(decay[i] + t * WIDTH);
-            const Vec grad_log_decay = adjoint[i] * before;
-            grad_A[i] += grad_log_decay * d;
-            grad_d += grad_log_decay * A[i];
-            grad_dx += g * weight<CONSTANT_B>(b[i], t);
-            h[i] = before;
+    for (int part = (steps - 1) / WIDTH * WIDTH; part >= 0; part -= WIDTH) {
+        const int there = (int)smaller(WIDTH, steps - part);
+        for (int t = part + there - 1; t >= part; --t) {
+            const Vec dt = load(dt_ + t * WIDTH), dx = dt * load(x + t * WIDTH);
+            const Vec grad_y = load(space.grad_y + t * WIDTH);
+            Vec grad_dt = load(space.grad_dt + t * WIDTH), grad_dx = load(space.grad_dx + t * WIDTH);
+            for (int i = 0; i < COUNT; ++i) {
+                const Vec before = load(states[i] + t * WIDTH);
+                const Vec g = grad_y * weight<CONSTANT_C>(c[i], t) + adjoint[i];
+                const Vec of_B = g * dx, of_C = grad_y * h[i];
+                const int along = (i * WIDTH + t - part) * WIDTH;
+                if (CONSTANT_B)
+                    grad_B[i] += of_B;
+                else
+                    store(space.along_B + along, as_floats(as_bits(of_B) & lanes));
+                if (CONSTANT_C)
+                    grad_C[i] += of_C;
+                else
+                    store(space.along_C + along, as_floats(as_bits(of_C) & lanes));
+                adjoint[i] = g * load(decay[i] + t * WIDTH);
+                const Vec grad_log_decay = adjoint[i] * before;
+                grad_A[i] += grad_log_decay * dt;
+                grad_dt += grad_log_decay * A2[i];
+                grad_dx += g * weight<CONSTANT_B>(b[i], t);
+                h[i] = before;
+            }
+            store(space.grad_dt + t * WIDTH, grad_dt);
+            store(space.grad_dx + t * WIDTH, grad_dx);
         }
-        store(space.grad_d + t * WIDTH, grad_d);
-        store(space.grad_dx + t * WIDTH, grad_dx);
+        for (int i = 0; i < COUNT; ++i) {
+            const int64_t row = (n + i) * grads.length + part;
+            const int along = i * WIDTH * WIDTH, missing = there * WIDTH;
+            zero(space.along_B + along + missing, WIDTH * WIDTH - missing);
+            zero(space.along_C + along + missing, WIDTH * WIDTH - missing);
+            if (!CONSTANT_B) add_sums(space.along_B + along, there, grads.B + row, grads.first);
+            if (!CONSTANT_C) add_sums(space.along_C + along, there, grads.C + row, grads.first);
+        }
     }
     for (int i = 0; i < COUNT; ++i) {
         store(space.state + (n + i) * WIDTH, adjoint[i]), store(sums.A + (n + i) * WIDTH, grad_A[i]);
-        if (CONSTANT_B)
-            store(sums.B + (n + i) * WIDTH, grad_B[i]);
-        else
-            add_sums(space.along_B + i * TILE, steps, grads.B + (n + i) * grads.length, grads.first);
-        if (CONSTANT_C)
-            store(sums.C + (n + i) * WIDTH, grad_C[i]);
-        else
-            add_sums(space.along_C + i * TILE, steps, grads.C + (n + i) * grads.length, grads.first);
+        if (CONSTANT_B) store(sums.B + (n + i) * WIDTH, grad_B[i]);
+        if (CONSTANT_C) store(sums.C + (n + i) * WIDTH, grad_C[i]);
     }
 }
 
@@ -335,27 +360,30 @@ void backward_chunk(const SelectiveScan& scan, const Block& block, int64_t chunk
     const int64_t first = chunk * CHUNK;
     const int steps = (int)smaller(CHUNK, scan.length - first);
     const Vec bias = load(space.bias), skip = load(space.skip);
-    read_tile(scan.u, block, first, steps, space.rows, space.x);
-    read_tile(scan.delta, block, first, steps, space.rows, space.d);
-    read_tile(scan.grad_y, block, first, steps, space.rows, GATED ? space.grad_out : space.grad_y);
-    if (GATED) read_tile(scan.z, block, first, steps, space.rows, space.z);
     Vec grad_skip = load(sums.skip), grad_bias = load(sums.bias);
-    for (int i = 0; i < steps * WIDTH; i += WIDTH) {
-        const Vec v = load(space.d + i) * splat(LOG2E) + bias, x = load(space.x + i);
-        const Vec e = exp2_of_minus_abs(v), d = scan.softplus ? softplus2(v, e) : v;
-        if (GATED) {
-            const Vec z = load(space.z + i);
-            store(space.grad_y + i, load(space.grad_out + i) * (z * logistic(z)));
-            store(space.y + i, skip * x);
+    for (int part = 0; part < steps; part += STEPS) {
+        const int there = (int)smaller(STEPS, steps - part), at = part * WIDTH;
+        const int64_t now = first + part, later = now - CHUNK;
+        read_tile(scan.u, block, now, there, space.rows, space.x + at);
+        read_tile(scan.delta, block, now, there, space.rows, space.dt + at);
+        read_tile(scan.grad_y, block, now, there, space.rows, (GATED ? space.grad_out : space.grad_y) + at);
+        if (GATED) read_tile(scan.z, block, now, there, space.rows, space.z + at);
+        Ahead u(scan, scan.u, block, later), delta(scan, scan.delta, block, later), y(scan, scan.grad_y, block, later);
+        for (int i = at; i < at + there * WIDTH; i += WIDTH) {
+            u(i / WIDTH - part), delta(i / WIDTH - part), y(i / WIDTH - part);
+            const StepSize size = step_size(scan, load(space.dt + i) + bias);
+            const Vec x = load(space.x + i);
+            if (GATED) {
+                const Vec z = load(space.z + i);
+                store(space.grad_y + i, load(space.grad_out + i) * (z * logistic(z)));
+                store(space.y + i, skip * x);
+            }
+            store(space.dt + i, size.dt);
+            store(space.slope + i, size.slope);
+            store(space.grad_dt + i, splat(0.0f));
+            store(space.grad_dx + i, splat(0.0f));
+            grad_skip += load(space.grad_y + i) * x;
         }
-        const Vec grad_y = load(space.grad_y + i);
-        store(space.d + i, d);
-        store(space.dx + i, d * splat(LN2) * x);
-        store(space.slope + i, scan.softplus ? softplus2_grad(v, e) : splat(1.0f));
-        store(space.grad_x + i, skip * grad_y);
-        store(space.grad_d + i, splat(0.0f));
-        store(space.grad_dx + i, splat(0.0f));
-        grad_skip += grad_y * x;
     }
     const Rows B = rows_of(scan.B, space.B, block, first), C = rows_of(scan.C, space.C, block, first);
     const Bits lanes = lanes_below(block.count);
@@ -368,23 +396,29 @@ void backward_chunk(const SelectiveScan& scan, const Block& block, int64_t chunk
     for (; n < scan.state; ++n)
         backward_states<1, CONSTANT_B, CONSTANT_C, GATED>(scan, steps, n, B, C, lanes, carry, block.count, grads, sums,
                                                           space);
-    for (int i = 0; i < steps * WIDTH; i += WIDTH) {
-        const Vec grad_dx = load(space.grad_dx + i);
-        const Vec grad_v = (load(space.grad_d + i) + grad_dx * load(space.x + i)) * load(space.slope + i);
-        store(space.grad_x + i, load(space.grad_x + i) + grad_dx * (load(space.d + i) * splat(LN2)));
-        store(space.grad_d + i, grad_v);
-        grad_bias += grad_v;
-        if (GATED) {
-            const Vec z = load(space.z + i), slope = logistic(z);
-            const Vec grad_gate = load(space.grad_out + i) * load(space.y + i);
-            store(space.y + i, grad_gate * (slope * (splat(1.0f) + z * (splat(1.0f) - slope))));
+    for (int part = 0; part < steps; part += STEPS) {
+        const int there = (int)smaller(STEPS, steps - part), at = part * WIDTH;
+        const int64_t now = first + part;
+        Ahead u(scan, scan.grad_u, block, now - CHUNK), delta(scan, scan.grad_delta, block, now - CHUNK);
+        for (int i = at; i < at + there * WIDTH; i += WIDTH) {
+            u(i / WIDTH - part), delta(i / WIDTH - part);
+            const Vec grad_dx = load(space.grad_dx + i), grad_decay = load(space.grad_dt + i) * splat(LN2);
+            const Vec grad_v = (grad_decay + grad_dx * load(space.x + i)) * load(space.slope + i);
+            store(space.grad_dx + i, skip * load(space.grad_y + i) + grad_dx * load(space.dt + i));
+            store(space.grad_dt + i, grad_v);
+            grad_bias += grad_v;
+            if (GATED) {
+                const Vec z = load(space.z + i), slope = logistic(z);
+                const Vec grad_gate = load(space.grad_out + i) * load(space.y + i);
+                store(space.y + i, grad_gate * (slope * (splat(1.0f) + z * (splat(1.0f) - slope))));
+            }
         }
+        write_tile(space.grad_dx + at, scan.grad_u, block, now, there, space.rows);
+        write_tile(space.grad_dt + at, scan.grad_delta, block, now, there, space.rows);
+        if (GATED) write_tile(space.y + at, scan.grad_z, block, now, there, space.rows);
     }
     store(sums.skip, grad_skip);
     store(sums.bias, grad_bias);
-    write_tile(space.grad_x, scan.grad_u, block, first, steps, space.rows);
-    write_tile(space.grad_d, scan.grad_delta, block, first, steps, space.rows);
-    if (GATED) write_tile(space.y, scan.grad_z, block, first, steps, space.rows);
 }
 
 template <bool CONSTANT_B, bool CONSTANT_C, bool GATED>
@@ -449,7 +483,8 @@ void backward_all(const SelectiveScan& scan) {
 #pragma omp for nowait
         for (int64_t i = 0; i < groups * blocks; ++i) {
             const Sums total = shared.sums_of(scan, 0, i / blocks, i % blocks);
-            for (int64_t piece = 1; piece < pieces; ++piece) total.add(shared.sums_of(scan, piece, i / blocks, i % blocks));
+            for (int64_t piece = 1; piece < pieces; ++piece)
+                total.add(shared.sums_of(scan, piece, i / blocks, i % blocks));
             total.write(scan, Block(scan, 0, i / blocks, i % blocks));
         }
         for (int64_t slice = 1; slice < slices; ++slice) {

@@ -1,5 +1,5 @@
-// The 1-D selective scan: the call, mirrored by ctypes in ../library.py, and the kernels. B batch, D channels, L length,
-// G groups, N state size.
+// The 1-D selective scan: the call, mirrored by ctypes in ../library.py, and the kernels. B batch, D channels,
+// L length, G groups, N state size.
 #pragma once
 
 #include <cstdint>

@@ -176,22 +176,45 @@ SCAN_INLINE float sum(Vec a) {
     return lane[0];
 }
 
-// 2 ** a for -127 <= a <= 128, relative error below 2e-7. Zero from about -126.5 downwards, infinite from 127.5.
-// Adding 1.5 * 2**23 rounds a to an integer and leaves it in the low mantissa bits, ready to become an exponent.
-SCAN_INLINE Vec exp2_in_range(Vec a) {
-    const Vec magic = splat(12582912.0f + 127.0f);
-    const Vec rounded = a + magic;
-    const Vec r = a - (rounded - magic);
+// 2 ** r for -0.5 <= r <= 0.5, relative error below 2e-7.
+SCAN_INLINE Vec exp2_of_fraction(Vec r) {
     Vec p = splat(0.001326472719326087f);
     p = p * r + splat(0.009671512639923946f);
     p = p * r + splat(0.05550733743265194f);
     p = p * r + splat(0.24022242085369003f);
     p = p * r + splat(0.6931469775991541f);
-    p = p * r + splat(1.0f);
-    return p * as_floats(as_bits(rounded) << 23);
+    return p * r + splat(1.0f);
+}
+
+#if defined(__AVX512DQ__) && (defined(__GNUC__) || defined(__clang__))
+
+// 2 ** a, relative error below 2e-7. The fraction of an infinite number is zero here.
+SCAN_INLINE Vec exp2_of(Vec a) {
+    const Vec r = (Vec)_mm512_reduce_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT);
+    return (Vec)_mm512_scalef_ps((__m512)exp2_of_fraction(r), (__m512)(a - r));
+}
+
+// 2 ** -|v|: the part that softplus and its derivative share.
+SCAN_INLINE Vec exp2_of_minus_abs(Vec v) { return exp2_of(as_floats(as_bits(v) | INT32_MIN)); }
+
+#else
+
+// 2 ** a for -127 <= a <= 128, relative error below 2e-7. Zero from about -126.5 downwards, infinite from 127.5.
+// Adding 1.5 * 2**23 rounds a to an integer and leaves it in the low mantissa bits, ready to become an exponent.
+SCAN_INLINE Vec exp2_in_range(Vec a) {
+    const Vec magic = splat(12582912.0f + 127.0f);
+    const Vec rounded = a + magic;
+    return exp2_of_fraction(a - (rounded - magic)) * as_floats(as_bits(rounded) << 23);
 }
 
 SCAN_INLINE Vec exp2_of(Vec a) { return exp2_in_range(at_most(at_least(a, splat(-127.0f)), splat(128.0f))); }
+
+// 2 ** -|v|: the part that softplus and its derivative share.
+SCAN_INLINE Vec exp2_of_minus_abs(Vec v) {
+    return exp2_in_range(at_least(as_floats(as_bits(v) | INT32_MIN), splat(-127.0f)));
+}
+
+#endif
 
 // log2(1 + t) for 0 <= t <= 1, relative error below 2e-7 however small t is.
 SCAN_INLINE Vec log2_of_1_plus(Vec t) {
@@ -205,11 +228,6 @@ SCAN_INLINE Vec log2_of_1_plus(Vec t) {
     p = p * t + splat(-0.7213402080054822f);
     p = p * t + splat(1.4426949974343393f);
     return p * t;
-}
-
-// 2 ** -|v|: the part that softplus and its derivative share.
-SCAN_INLINE Vec exp2_of_minus_abs(Vec v) {
-    return exp2_in_range(at_least(as_floats(as_bits(v) | INT32_MIN), splat(-127.0f)));
 }
 
 // log2(1 + 2 ** v), softplus in base two. Where v is large this is v itself.

@@ -8,8 +8,8 @@
 
 namespace {
 
-// Channels of one group of an image that are walked together, one to a lane. Lanes from `count` on hold no channel; what
-// is read into them is zero.
+// Channels of one group of an image that are walked together, one to a lane. Lanes from `count` on hold no channel;
+// what is read into them is zero.
 struct Block {
     int64_t image, group, channel;
     int count;
@@ -44,7 +44,8 @@ inline int turned_in_place(const Sequence& sequence, const Block& block, int ste
 }
 
 // Reads steps first, ..., first + steps - 1; the rest of the last vectors is zero. rows: memory for a tile.
-inline void read_tile(const Sequence& sequence, const Block& block, int64_t first, int steps, float* rows, float* tile) {
+inline void read_tile(const Sequence& sequence, const Block& block, int64_t first, int steps, float* rows,
+                      float* tile) {
     with_elements(sequence.element, sequence.data, [&](auto* from, auto decode, auto) {
         from += block.image * sequence.batch + block.channel * sequence.channel + first * sequence.step;
         const int padded = (int)up(steps, WIDTH);
@@ -84,6 +85,28 @@ inline void write_tile(const float* tile, const Sequence& sequence, const Block&
     });
 }
 
+// Asks for a cache line of each row of a block from step `first` on, a row at a time while other steps are computed:
+// rows lie far from each other, which processors do not foresee, and all at once they would be waited for.
+class Ahead {
+    uintptr_t line;
+    int64_t row;    // bytes to the next; zero if there is nothing to ask for
+
+public:
+    Ahead(const SelectiveScan& scan, const Sequence& sequence, const Block& block, int64_t first) {
+        const int64_t size = sequence.element == FLOAT32 ? 4 : 2;
+        const bool there = sequence.data && sequence.step == 1 && first >= 0 && first < scan.length;
+        const int64_t index = block.image * sequence.batch + block.channel * sequence.channel + first;
+        line = there ? (uintptr_t)sequence.data + index * size : (uintptr_t)&scan;
+        row = there ? sequence.channel * size : 0;
+    }
+    SCAN_INLINE void operator()([[maybe_unused]] int index) {
+#if defined(__GNUC__) || defined(__clang__)
+        if (index < WIDTH) __builtin_prefetch((const void*)line);
+        line += row;
+#endif
+    }
+};
+
 // (count, N) without gaps to (N, WIDTH), zero in lanes without a channel; null is zero.
 inline void read_lanes(const float* from, int64_t state, int count, float* to) {
     zero(to, state * WIDTH);
@@ -95,8 +118,8 @@ inline void write_lanes(const float* from, int64_t state, int count, float* to) 
         for (int64_t n = 0; n < state; ++n) to[c * state + n] = from[n * WIDTH + c];
 }
 
-// Pointers to the rows of B or C that a block meets from a step on: N rows with one number for all channels a step, or, if
-// it is constant, with one vector for all steps.
+// The rows of B or C that a block meets from a step on: of each state one number for all channels a step, or, if it is
+// constant, one vector for all steps.
 struct Rows {
     const float* first;
     int64_t stride;

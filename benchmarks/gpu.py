@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--out gpu_results] [--part all] [--minutes 8.5]
 
 First forward and every gradient are compared with float64: where that fails, no speed is printed. Then come the
-operator (`--part op`), the networks against timm's (`--part networks`), and on request (`--part plans`) other ways to
+operator (`--part op`), the networks against timm's (`--part networks`), and on request (`--part tilings`) other ways to
 cut the operator's work. What there is no time for is left out and said. Results go to results.json and results.md in
 the folder `--out`.
 
@@ -97,7 +97,7 @@ class Report:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("gpu_results"))
-    parser.add_argument("--part", default="all", choices=("all", "check", "op", "networks", "plans"))
+    parser.add_argument("--part", default="all", choices=("all", "check", "op", "networks", "tilings"))
     parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing that would end later")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on a CPU")
     args = parser.parse_args()
@@ -125,8 +125,8 @@ def main() -> int:
         report.add("What the device allows", [limits])
         late = lambda: remaining() < 30  # noqa: E731
         report.add("The operator", list(gpu_op.measure(device, backend, limits, args.rehearse, late)))
-    if args.part == "plans" and not args.rehearse:
-        report.add("Plans", list(gpu_op.plans(device)))
+    if args.part == "tilings" and not args.rehearse:
+        report.add("Tilings", list(gpu_op.tilings(device)))
     if args.part in ("all", "networks"):
         if not HAS_TIMM:
             print("\nNetworks are left out: the package timm is not installed.", file=sys.stderr)

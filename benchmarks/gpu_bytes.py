@@ -19,7 +19,7 @@ import argparse
 from dataclasses import dataclass
 
 from ganglion.ops.routes import CHUNK
-from ganglion.ops.triton.launch import Plan, plan
+from ganglion.ops.triton.launch import Tiling, tiling
 
 FLOAT = 4
 
@@ -75,9 +75,9 @@ class Bytes:
         return Bytes(read=self.read + other.read, written=self.written + other.written)
 
 
-def default_plan(shape: Shape, *, backward: bool, processors: int = 132) -> Plan:
-    """The plan that a call of this shape gets on a device of `processors` multiprocessors."""
-    return plan(
+def default_tiling(shape: Shape, *, backward: bool, processors: int = 132) -> Tiling:
+    """The tiling that a call of this shape gets on a device of `processors` multiprocessors."""
+    return tiling(
         batch=shape.batch,
         length=shape.length,
         channels=shape.channels,
@@ -87,7 +87,7 @@ def default_plan(shape: Shape, *, backward: bool, processors: int = 132) -> Plan
     )
 
 
-def requested(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
+def requested(shape: Shape, how: Tiling, *, backward: bool) -> Bytes:
     """Bytes of every load and store of the kernels of one call, without `merging`."""
     B, K, L, D = shape.batch, shape.n_routes, shape.length, shape.channels
     R, N, item = shape.dt_rank, shape.d_state, shape.itemsize
@@ -130,7 +130,7 @@ def requested(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
     return Bytes(read=B * (K * read + in_place), written=B * K * written)
 
 
-def merging(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
+def merging(shape: Shape, how: Tiling, *, backward: bool) -> Bytes:
     """The sum of the partial maps and, in the backward pass, of what blocks of channels found for the projections."""
     groups = shape.n_routes // how.walks
     x, proj = shape.x_bytes, shape.proj_bytes
@@ -142,7 +142,7 @@ def merging(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
     return merged
 
 
-def once(shape: Shape, how: Plan, *, backward: bool) -> Bytes:
+def once(shape: Shape, how: Tiling, *, backward: bool) -> Bytes:
     """Every byte that each launch of one call touches, counted once, without `merging`."""
     x, proj = shape.x_bytes, shape.proj_bytes
     K, R, N = shape.n_routes, shape.dt_rank, shape.d_state
@@ -190,7 +190,7 @@ def published(shape: Shape) -> Bytes:
 
 def ratios(shape: Shape) -> tuple[float, float]:
     """Bytes of our forward pass over those of the published one, both with the projections: (once, requested)."""
-    how = default_plan(shape, backward=False)
+    how = default_tiling(shape, backward=False)
     rest = merging(shape, how, backward=False) + projection(shape)
     reference = published(shape).total
     return (
@@ -209,12 +209,12 @@ STAGES = {
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    print("| network | stage | published, MB | once, MB | ratio | requested, MB | ratio | plan |")
+    print("| network | stage | published, MB | once, MB | ratio | requested, MB | ratio | tiling |")
     print("|" + " --- |" * 8)
     for network, stages in STAGES.items():
         for i, (channels, rank, side) in enumerate(stages):
             shape = Shape(batch=128, height=side, width=side, channels=channels, dt_rank=rank)
-            how = default_plan(shape, backward=False)
+            how = default_tiling(shape, backward=False)
             reference = published(shape).total / 1e6
             least, most = ratios(shape)
             print(

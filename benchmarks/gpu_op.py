@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from gpu_bytes import STAGES, Shape, default_plan, merging, once, requested
+from gpu_bytes import STAGES, Shape, default_tiling, merging, once, requested
 from torch import Tensor
 
 from ganglion.ops import Route, pattern, scan2d, scan2d_reference
@@ -253,13 +253,13 @@ def measure(
         for way, call in calls.items():
             taken = seconds(graph_of(call) if device != "cpu" else call, device)
             row = {"shape": name, "pass": way, "ms": taken * 1e3}
-            how = default_plan(shape, backward=way == "backward", processors=_processors(device))
+            how = default_tiling(shape, backward=way == "backward", processors=_processors(device))
             rest = merging(shape, how, backward=way == "backward")
             least = (once(shape, how, backward=way == "backward") + rest).total
             most = (requested(shape, how, backward=way == "backward") + rest).total
             results = SPECIAL[way] * shape.batch * shape.n_routes * shape.channels * shape.length
             row |= {
-                "plan": f"{how.walks} routes, {how.segment_chunks} chunks",
+                "tiling": f"{how.walks} routes, {how.segment_chunks} chunks",
                 "bytes_once": least,
                 "bytes_requested": most,
             }
@@ -279,8 +279,8 @@ def measure(
             yield row
 
 
-def plans(device: str) -> Iterator[dict]:
-    """Other ways to cut the work of stage 1 and stage 3 at batch 128, for whoever tunes `launch.plan`."""
+def tilings(device: str) -> Iterator[dict]:
+    """Other ways to cut the work of stage 1 and stage 3 at batch 128, for whoever tunes `launch.tiling`."""
     from ganglion.ops.triton import launch
 
     routes = [route.code for route in pattern("cross2d")]
@@ -289,7 +289,7 @@ def plans(device: str) -> Iterator[dict]:
         shape = Shape(batch=128, height=side, width=side, channels=channels, dt_rank=rank)
         tensors = inputs(shape, torch.float16, device)
         carry = launch.forward(*tensors, routes)[1]
-        base = default_plan(shape, backward=False)
+        base = default_tiling(shape, backward=False)
         for walks in (4, 2, 1):
             for block_d in (16, 32, 64):
                 for steps in (16, 32):

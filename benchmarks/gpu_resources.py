@@ -81,7 +81,7 @@ def compile_kernel(
     backward = name == "backward" or extra.get("ADJOINT", False)
     codes = [route.code for route in pattern("cross2d")]
     length = side * side
-    how = launch.plan(
+    how = launch.tiling(
         batch=batch,
         length=length,
         channels=channels,

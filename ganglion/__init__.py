@@ -18,6 +18,7 @@ from .models import (
     load_checkpoint,
     read_weights,
 )
+from .models.registry import is_own
 from .ops import Route, backends, scan2d, selective_scan
 from .tasks.classification.prediction import predict
 from .tasks.loading import LoadedModel, load_model
@@ -49,4 +50,4 @@ __all__ = [
 
 def list_models(filter: str = "*") -> list[str]:
     """Names of this library's networks that match a shell pattern."""
-    return [name for module in ("vmamba", "sparx") for name in timm.list_models(filter, module=module)]
+    return [name for name in timm.list_models(filter) if is_own(name)]

@@ -159,7 +159,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set
         print(("  " + "  ".join(padded)).rstrip())
 
 
-class Progress:
+class ProgressLine:
     """How far an evaluation is, on stderr: one line that changes on a terminal, else a line every 10 seconds."""
 
     def __init__(self, total: int, title: str = ""):

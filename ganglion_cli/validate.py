@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .answers import plot, print_errors, summary, write_per_class, write_predictions
 from .common import (
-    Progress,
+    ProgressLine,
     add_model_arguments,
     add_overwrite,
     check_writable,
@@ -33,13 +33,13 @@ from .options import say_loading
 if TYPE_CHECKING:
     import torch
 
-    from ganglion.analysis.resolution import Row
+    from ganglion.analysis.resolution import SizeResult
     from ganglion.data import Batch, Broken, ImageSource
     from ganglion.tasks.evaluation import Metric, Result
     from ganglion.tasks.loading import LoadedModel
 
 #: Of the table over sizes: title, width, text.
-_COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
+_COLUMNS: tuple[tuple[str, int, Callable[[SizeResult], str]], ...] = (
     ("size", 6, lambda row: str(row.size)),
     ("top-1 %", 8, lambda row: f"{row.result.top1:.2f}"),
     ("top-5 %", 8, lambda row: f"{row.result.top5:.2f}"),
@@ -323,7 +323,7 @@ def _measure(
             num_workers=workers,
             pin_memory=device.type == "cuda",
         )
-        with closing(Progress(len(source), f"size {size}: " if args.sizes else "")) as progress:
+        with closing(ProgressLine(len(source), f"size {size}: " if args.sizes else "")) as progress:
             result = evaluate(
                 loaded.network,
                 _renumbered(loader, places),
@@ -377,7 +377,7 @@ def _over_sizes(
     from ganglion.errors import shown
     from ganglion.files import replacing
 
-    rows: list[Row] = []
+    rows: list[SizeResult] = []
     records: list[dict[str, Any]] = []
     _print_line(args, (title for title, _, _ in _COLUMNS))
     channels = loaded.data_config["input_size"][0]

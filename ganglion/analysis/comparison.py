@@ -10,7 +10,7 @@ from typing import Literal
 import timm
 
 from .complexity import Complexity, complexity
-from .published import ROWS, Row
+from .published import ROWS, PaperRow
 
 Quantity = Literal["params", "flops"]
 
@@ -37,20 +37,20 @@ class Comparison:
     note: str
 
 
-def compare(rows: Sequence[Row] = ROWS) -> list[Comparison]:
+def compare(rows: Sequence[PaperRow] = ROWS) -> list[Comparison]:
     """Measure the network of every row, each once for every image size."""
     model = cache(lambda name: timm.create_model(name, device="meta"))
     measure = cache(lambda name, size, attention: complexity(model(name), size, attention=attention))
     return [found for row in rows for found in _compare(row, measure(row.model, row.img_size, row.attention))]
 
 
-def _compare(row: Row, found: Complexity) -> Iterator[Comparison]:
+def _compare(row: PaperRow, found: Complexity) -> Iterator[Comparison]:
     yield _cell(row, "params", "M", row.params, found.params / 1e6, row.params_note)
     yield _cell(row, "flops", "G", row.flops, found.flops / 1e9, row.flops_note)
 
 
 def _cell(
-    row: Row, quantity: Quantity, unit: Literal["M", "G"], printed: str, measured: float, note: str
+    row: PaperRow, quantity: Quantity, unit: Literal["M", "G"], printed: str, measured: float, note: str
 ) -> Comparison:
     digits = len(printed.partition(".")[2])
     return Comparison(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PaperRow:
     """One network in one table.
 
     params: millions. flops: 1e9 multiply-accumulates for one image of img_size x img_size.
@@ -31,17 +31,17 @@ class Row:
     flops_note: str = ""
 
 
-def _table(table: str, *rows: tuple) -> tuple[Row, ...]:
+def _table(table: str, *rows: tuple) -> tuple[PaperRow, ...]:
     """Rows of (name, model, params, flops) and, if there are any, notes."""
     return tuple(
-        Row(table=table, row=name, model=model, params=params, flops=flops, **dict(*notes))
+        PaperRow(table=table, row=name, model=model, params=params, flops=flops, **dict(*notes))
         for name, model, params, flops, *notes in rows
     )
 
 
 def _resolutions(table: str, name: str, model: str, params: str, flops: dict[int, str], note: str = ""):
     return tuple(
-        Row(
+        PaperRow(
             table=table,
             row=f"{name} {size}",
             model=model,
@@ -62,7 +62,7 @@ _WHOLE = "the 31 of the other tables with a 0 added; 30.7"
 _WORDS = "the paper has no code for it: the nearest form of several"
 _EINSUM = "the published counter rounds each einsum to four digits"
 
-ROWS: tuple[Row, ...] = (
+ROWS: tuple[PaperRow, ...] = (
     *_table(
         "VMamba Table 1",
         ("VMamba-T", "vmamba_tiny_s2l5", "31", "4.9"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SizeResult:
     """One image size.
 
     size: pixels of one side. flops: multiply-accumulates for one image, softmax attention left out.
@@ -44,14 +44,14 @@ def resolutions(
     evaluate: Callable[[int], Result],
     *,
     in_chans: int = 3,
-) -> Iterator[Row]:
+) -> Iterator[SizeResult]:
     """Evaluate a network at one size after the other.
 
     name: the network's in timm's registry, for what the papers say of it.
     evaluate: from the side of the images, in pixels, to accuracy and speed.
     """
     for size in sizes:
-        yield Row(
+        yield SizeResult(
             size=size,
             flops=complexity(network, size, in_chans=in_chans).flops,
             paper_flops=paper_flops(name, size),
@@ -65,7 +65,7 @@ def paper_flops(name: str, size: int) -> str | None:
     return next(found, None)
 
 
-def plot_resolutions(rows: Sequence[Row], title: str, path: str | Path | None = None) -> Figure:
+def plot_resolutions(rows: Sequence[SizeResult], title: str, path: str | Path | None = None) -> Figure:
     """Draw top-1 and top-5, FLOPs and speed over the image size.
 
     path: where to save the picture, if given; its suffix (.png, .svg, .pdf) decides the format.

@@ -1,5 +1,6 @@
 """The networks. Importing this module registers them with timm."""
 
+from . import sparx_studies as sparx_studies
 from .backbone import Backbone, Stage
 from .checkpoint import LoadReport, checkpoint_filter_fn, load_checkpoint
 from .connections import Plan

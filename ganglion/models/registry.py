@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from typing import Any, TypeVar
 
+import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg
 
@@ -59,3 +60,8 @@ def build(network: type[Network], variant: str, pretrained: bool, config: Any, *
         config=override(config, kwargs),
         **kwargs,
     )
+
+
+def is_own(name: str) -> bool:
+    """Whether a name of timm's registry is one of this library's networks."""
+    return timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith(f"{__package__}.")

@@ -1,7 +1,8 @@
 """SparX: sparse cross-layer connections (Lou et al. 2025), on Mamba and on Swin, and every ablation of the paper.
 
 SparX is the skeleton with connections: a ganglion layer's mixer has an aggregator of earlier features where a normal
-layer's has its input projection. Every network and ablation is a `SparXConfig`.
+layer's has its input projection. Every network and ablation is a `SparXConfig`; those of the tables 5 to 8
+are in `sparx_studies.py`.
 """
 
 from __future__ import annotations
@@ -294,13 +295,6 @@ _SWIN_BASE = replace(
     window=2,
     start=(None, 1, 0, 2),
 )
-_NANO = replace(_TINY, depths=(1, 2, 5, 2), dims=(32, 48, 80, 128), start=(None, 1, 0, 0))
-
-_NANO_PLAIN = replace(_NANO, connections="plain", dims=(32, 48, 96, 144))
-_SWIN_NANO = replace(
-    _NANO, mixer="swin", ffn="mlp", dpe=False, stem="conv", downsample="conv3", window_size=4
-)
-_SWIN_NANO_PLAIN = replace(_SWIN_NANO, connections="plain", dims=(32, 56, 92, 152))
 # The last ganglions of stage 2 have a window to truncate, and 3 groups leave one channel over.
 _TEST = SparXConfig(
     depths=(1, 1, 5, 2),
@@ -312,56 +306,25 @@ _TEST = SparXConfig(
     stem="conv_extra",
 )
 
-#: The studies, as differences from SparX-Mamba-T; `sparx_mamba_tiny_<study>` creates one.
-_STUDIES: dict[str, dict[str, Any]] = {
-    # Table 5: every ganglion reads everything before it; a DenseNet-style network.
-    "dgc": {"connections": "dgc"},
-    "dsn": {"connections": "dsn", "start": (1, 0, 0, 0)},
-    # Table 6: the rivals of DMCA.
-    "concat": {"aggregator": "concat"},
-    "no_cgca": {"aggregator": "no_cgca"},
-    "csa": {"aggregator": "csa"},
-    "sra": {"aggregator": "sra"},
-    "sca": {"aggregator": "sca"},
-    # Table 7. The numbers of "S=1" need window 4; the parameters of "M=4" need the stage input in the window.
-    "plain": {"connections": "plain", "dims": (96, 192, 384, 576)},
-    "s1": {"stride": 1, "window": 4},
-    "s3": {"stride": (1, 1, 3, 1)},
-    "s4": {"stride": (1, 1, 4, 1)},
-    "m2": {"window": 2},
-    "m4": {"cross_stage": (False, False, True, False)},
-    # Table 8.
-    "no_dpe": {"dpe": False},
-    "no_skip": {"skip": False},
-    "no_sr": {"sr_ratios": (1, 1, 1, 1)},
-}
-
-
 _RELEASES = "https://github.com/LMMMEng/SparX/releases/download/v1/"
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
+def sparx_cfg(**kwargs: Any) -> dict[str, Any]:
+    """timm's description of a SparX's weights and images."""
     return default_cfg(**{"crop_pct": 0.95, "paper_ids": "arXiv:2409.09649", **kwargs})
 
 
-_SMALL_IMAGES = {"input_size": (3, 32, 32), "pool_size": (1, 1), "crop_pct": 1.0}
-
 default_cfgs = generate_default_cfgs(
     {
-        "sparx_mamba_tiny.in1k": _cfg(url=_RELEASES + "sparx_mamba_tiny_in1k.pth", crop_pct=0.9),
-        "sparx_mamba_small.in1k": _cfg(url=_RELEASES + "sparx_mamba_small_in1k.pth"),
-        "sparx_mamba_base.untrained": _cfg(),
-        "sparx_swin_tiny.untrained": _cfg(crop_pct=0.9),
-        "sparx_swin_base.untrained": _cfg(),
-        "sparx_ssm_tiny.untrained": _cfg(crop_pct=0.9),
-        "sparx_bissm_tiny.untrained": _cfg(crop_pct=0.9),
-        **{f"sparx_mamba_tiny_{study}.untrained": _cfg(crop_pct=0.9) for study in _STUDIES},
-        "sparx_mamba_nano.untrained": _cfg(**_SMALL_IMAGES),
-        "sparx_mamba_nano_plain.untrained": _cfg(**_SMALL_IMAGES),
-        "sparx_swin_nano.untrained": _cfg(**_SMALL_IMAGES),
-        "sparx_swin_nano_plain.untrained": _cfg(**_SMALL_IMAGES),
-        "test_sparx_mamba.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
-        "test_sparx_swin.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+        "sparx_mamba_tiny.in1k": sparx_cfg(url=_RELEASES + "sparx_mamba_tiny_in1k.pth", crop_pct=0.9),
+        "sparx_mamba_small.in1k": sparx_cfg(url=_RELEASES + "sparx_mamba_small_in1k.pth"),
+        "sparx_mamba_base.untrained": sparx_cfg(),
+        "sparx_swin_tiny.untrained": sparx_cfg(crop_pct=0.9),
+        "sparx_swin_base.untrained": sparx_cfg(),
+        "sparx_ssm_tiny.untrained": sparx_cfg(crop_pct=0.9),
+        "sparx_bissm_tiny.untrained": sparx_cfg(crop_pct=0.9),
+        "test_sparx_mamba.untrained": sparx_cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+        "test_sparx_swin.untrained": sparx_cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
     }
 )
 
@@ -410,44 +373,6 @@ def sparx_ssm_tiny(pretrained: bool = False, **kwargs) -> SparX:
 def sparx_bissm_tiny(pretrained: bool = False, **kwargs) -> SparX:
     """SparX-Mamba-T with two routes (Table 10): 83.1 % top-1."""
     return _create("sparx_bissm_tiny", pretrained, replace(_SSM, mixer="bi_ssm"), **kwargs)
-
-
-def _register_study(study: str) -> None:
-    name = f"sparx_mamba_tiny_{study}"
-
-    def create(pretrained: bool = False, **kwargs) -> SparX:
-        return _create(name, pretrained, replace(_TINY, **_STUDIES[study]), **kwargs)
-
-    create.__name__ = name
-    register_model(create)
-
-
-for _study in _STUDIES:
-    _register_study(_study)
-
-
-@register_model
-def sparx_mamba_nano(pretrained: bool = False, **kwargs) -> SparX:
-    """For experiments on images of 32 to 64 pixels."""
-    return _create("sparx_mamba_nano", pretrained, _NANO, **kwargs)
-
-
-@register_model
-def sparx_mamba_nano_plain(pretrained: bool = False, **kwargs) -> SparX:
-    """`sparx_mamba_nano` without connections, widened to its number of parameters."""
-    return _create("sparx_mamba_nano_plain", pretrained, _NANO_PLAIN, **kwargs)
-
-
-@register_model
-def sparx_swin_nano(pretrained: bool = False, **kwargs) -> SparX:
-    """`sparx_mamba_nano` with window attention."""
-    return _create("sparx_swin_nano", pretrained, _SWIN_NANO, **kwargs)
-
-
-@register_model
-def sparx_swin_nano_plain(pretrained: bool = False, **kwargs) -> SparX:
-    """`sparx_swin_nano` without connections, widened to its number of parameters."""
-    return _create("sparx_swin_nano_plain", pretrained, _SWIN_NANO_PLAIN, **kwargs)
 
 
 @register_model

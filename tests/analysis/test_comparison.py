@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ganglion.analysis.comparison import Comparison, compare
-from ganglion.analysis.published import ROWS, Row
+from ganglion.analysis.published import ROWS, PaperRow
 from ganglion_cli import main
 
 
@@ -70,7 +70,7 @@ def test_all_tables_are_there(found):
 
 
 def test_a_wrong_number_is_seen():
-    row = Row(table="t", row="r", model="test_vmamba", params="0.1", flops="9.99", img_size=32)
+    row = PaperRow(table="t", row="r", model="test_vmamba", params="0.1", flops="9.99", img_size=32)
     params, flops = compare([row])
     assert (params.unit, flops.unit) == ("M", "G")
     assert flops.agrees is False

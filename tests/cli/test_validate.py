@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ganglion.analysis.complexity import complexity
 from ganglion.tasks.classification.metrics import Counts
 from ganglion_cli import common, main
-from ganglion_cli.common import Progress
+from ganglion_cli.common import ProgressLine
 from tests.cli.networks import CROP_PCT, NAMES, SIZE, export, network, picture, preprocess
 from tests.data.pictures import write_shards
 from tests.real_data import real_data
@@ -250,7 +250,7 @@ def test_progress(capsys, monkeypatch, terminal):
     now = 0.0
     monkeypatch.setattr(common.time, "monotonic", lambda: now)
     monkeypatch.setattr(common.sys.stderr, "isatty", lambda: terminal)
-    progress = Progress(100, "size 32: ")
+    progress = ProgressLine(100, "size 32: ")
     counts = Counts()
     for _ in range(25):
         now += 1.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import types
 
 import pytest
 import safetensors.torch
@@ -11,6 +13,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 import ganglion
+from ganglion.models.registry import is_own
 from tests.tolerances import relative_rms
 
 FAMILIES = ["test_vmamba", "test_sparx_mamba", "test_sparx_swin"]
@@ -228,3 +231,27 @@ def test_every_registered_network_is_listed():
     names = ganglion.list_models()
     assert len(names) == len(set(names)) > 40
     assert set(ganglion.list_models("sparx_swin*")) >= {"sparx_swin_tiny", "sparx_swin_base"}
+
+
+def test_every_network_is_a_function_that_can_be_found():
+    """By its name in a file: importable, documented, and defined where a search for `def NAME` leads."""
+    for name in ganglion.list_models():
+        function = timm.model_entrypoint(name)
+        module = inspect.getmodule(function)
+        assert getattr(module, name) is function and function.__doc__
+        assert inspect.getsource(module).count(f"\ndef {name}(") == 1, name
+
+
+def test_a_network_of_another_library_is_not_ours():
+    assert is_own("vmamba_nano") and is_own("sparx_mamba_tiny_dsn")
+    assert not is_own("resnet18") and not is_own("no_such_model")
+    entry = timm.models._registry._model_entrypoints  # a third family of ours, which no list names
+    try:
+        made = types.FunctionType(
+            (lambda pretrained=False: None).__code__, {"__name__": "ganglion.models.third"}
+        )
+        entry["third_tiny"] = made
+        timm.models._registry._model_to_module["third_tiny"] = "third"
+        assert is_own("third_tiny")
+    finally:
+        del entry["third_tiny"], timm.models._registry._model_to_module["third_tiny"]

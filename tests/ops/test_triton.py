@@ -145,10 +145,10 @@ class TestPlan:
     """The choice of the parallel form."""
 
     @staticmethod
-    def plan(batch, side, channels, *, backward=False):
+    def tiling(batch, side, channels, *, backward=False):
         from ganglion.ops.triton import launch
 
-        return launch.plan(
+        return launch.tiling(
             batch=batch, length=side * side, channels=channels, n_routes=4,
             processors=132, backward=backward,
         )  # fmt: skip
@@ -156,35 +156,35 @@ class TestPlan:
     def test_large_batches_walk_whole_routes(self):
         for side, channels in ((56, 96), (28, 192), (14, 384), (7, 768)):
             for backward in (False, True):
-                plan = self.plan(128, side, channels, backward=backward)
-                assert (plan.walks == 1) == backward and plan.segment_chunks * 64 >= side * side
+                tiling = self.tiling(128, side, channels, backward=backward)
+                assert (tiling.walks == 1) == backward and tiling.segment_chunks * 64 >= side * side
 
     def test_one_image_is_cut_into_segments(self):
         from ganglion.ops.triton.launch import MAX_SEGMENTS
 
         for side in (56, 256):
-            plan = self.plan(1, side, 96)
-            segments = -(-side * side // 64) / plan.segment_chunks
-            assert plan.walks == 1 and 16 < segments <= MAX_SEGMENTS
+            tiling = self.tiling(1, side, 96)
+            segments = -(-side * side // 64) / tiling.segment_chunks
+            assert tiling.walks == 1 and 16 < segments <= MAX_SEGMENTS
 
-    def test_every_shape_gets_a_legal_plan(self):
+    def test_every_shape_gets_a_legal_tiling(self):
         for batch in (1, 2, 16, 128, 1000):
             for side in (1, 7, 14, 63, 64, 256):
                 for backward in (False, True):
-                    plan = self.plan(batch, side, 100, backward=backward)
+                    tiling = self.tiling(batch, side, 100, backward=backward)
                     chunks = -(-side * side // 64)
-                    assert plan.segment_chunks >= 1 and 4 % plan.walks == 0 and 64 % plan.steps == 0
-                    assert plan.walks == 1 or plan.segment_chunks >= chunks
+                    assert tiling.segment_chunks >= 1 and 4 % tiling.walks == 0 and 64 % tiling.steps == 0
+                    assert tiling.walks == 1 or tiling.segment_chunks >= chunks
 
     def test_a_plan_that_would_add_up_in_the_wrong_place_is_an_error(self):
         from ganglion.ops.triton import launch
 
         x = torch.empty(1, 16, 16, 16, device="meta")
         A = torch.empty(2, 16, 1, device="meta")
-        wrong = launch.Plan(block_d=16, steps=16, walks=2, segment_chunks=1)
+        wrong = launch.Tiling(block_d=16, steps=16, walks=2, segment_chunks=1)
         with pytest.raises(ValueError, match="walks=2"):
             launch.forward(x, x, A, A, A, None, [0, 6], wrong)
-        wrong = launch.Plan(block_d=16, steps=16, walks=2, segment_chunks=4)
+        wrong = launch.Tiling(block_d=16, steps=16, walks=2, segment_chunks=4)
         with pytest.raises(ValueError, match="walks has to be 1"):
             launch.backward(x, x, x, A, A, A, None, A, [0, 6], wrong)
 

@@ -87,10 +87,10 @@ def inputs(batch, height, width, channels, routes, rank=3, state=1, dtype=torch.
 def check(tensors, routes, **how):
     """Forward and every gradient of the kernels against the float64 reference."""
     codes = [route.code for route in routes]
-    plan = launch.Plan(**{"block_d": 16, "steps": 16, "walks": 1, "segment_chunks": ALL, **how})
+    tiling = launch.Tiling(**{"block_d": 16, "steps": 16, "walks": 1, "segment_chunks": ALL, **how})
     cotangent = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1)).to(tensors[0].dtype)
-    y, carry = launch.forward(*tensors, codes, plan)
-    grads = launch.backward(cotangent, *tensors, carry, codes, replace(plan, walks=1))
+    y, carry = launch.forward(*tensors, codes, tiling)
+    grads = launch.backward(cotangent, *tensors, carry, codes, replace(tiling, walks=1))
     exact = [None if t is None else t.double().requires_grad_() for t in tensors]
     expected_y = scan2d_reference(*exact, routes)
     given = [t for t in exact if t is not None]
@@ -181,8 +181,8 @@ def test_carry_is_the_state_before_every_chunk():
     x, proj, dt_weight, dt_bias, A, D = inputs(1, 9, 15, 3, 2, state=2)
     routes = pattern("bi_ssm")
     codes = [route.code for route in routes]
-    plan = launch.Plan(block_d=16, steps=64, walks=1, segment_chunks=1)
-    carry = launch.forward(x, proj, dt_weight, dt_bias, A, D, codes, plan)[1]
+    tiling = launch.Tiling(block_d=16, steps=64, walks=1, segment_chunks=1)
+    carry = launch.forward(x, proj, dt_weight, dt_bias, A, D, codes, tiling)[1]
     expected = torch.ops.ganglion.scan2d(x, proj, dt_weight, dt_bias, A, D, codes, "torch")[1]
     assert carry.shape == (1, 2 * -(-135 // CHUNK) * 2 * 3)
     assert_close(carry, expected)
@@ -242,17 +242,17 @@ def test_bytes_are_as_counted(dtype, monkeypatch):
             d_state=state,
             itemsize=dtype.itemsize,
         )
-        plan = launch.Plan(block_d=16, steps=32, **how)
+        tiling = launch.Tiling(block_d=16, steps=32, **how)
         tensors = inputs(1, *size, 20, 2, rank=rank, state=state, dtype=dtype)
         codes = [route.code for route in pattern("bi_ssm")]
         moved.update(read=0, written=0)
-        carry = launch.forward(*tensors, codes, plan)[1]
-        wanted = requested(shape, plan, backward=False)
+        carry = launch.forward(*tensors, codes, tiling)[1]
+        wanted = requested(shape, tiling, backward=False)
         assert moved == {"read": wanted.read, "written": wanted.written}, (state, rank, how)
         moved.update(read=0, written=0)
-        plan = replace(plan, walks=1)
-        launch.backward(torch.ones_like(tensors[0]), *tensors, carry, codes, plan)
-        wanted = requested(shape, plan, backward=True)
+        tiling = replace(tiling, walks=1)
+        launch.backward(torch.ones_like(tensors[0]), *tensors, carry, codes, tiling)
+        wanted = requested(shape, tiling, backward=True)
         assert moved == {"read": wanted.read, "written": wanted.written}, (state, rank, how, "backward")
 
 

@@ -1,6 +1,6 @@
-"""How the kernels are launched: shapes to a plan, a plan to grids and buffers.
+"""How the kernels are launched: shapes to a tiling, a tiling to grids and buffers.
 
-Two parallel forms, and a choice between them by shape (`plan`):
+Two parallel forms, and a choice between them by shape (`tiling`):
 
 * sequential: a program walks a whole route. Images, channels and routes are the parallelism.
 * chunked: a route is cut into segments. One launch finds what each segment does to the state, a second one
@@ -36,7 +36,7 @@ MAX_SEGMENTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Tiling:
     """How one call is cut into programs.
 
     block_d: channels of a program, a power of two of at least 16.
@@ -52,7 +52,7 @@ class Plan:
     segment_chunks: int
 
 
-def plan(
+def tiling(
     *,
     batch: int,
     length: int,
@@ -60,8 +60,8 @@ def plan(
     n_routes: int,
     processors: int,
     backward: bool,
-) -> Plan:
-    """The plan for a shape on a device of `processors` multiprocessors."""
+) -> Tiling:
+    """The tiling for a shape on a device of `processors` multiprocessors."""
     # As many channels as lanes: see `kernels`.
     block_d, steps = 32, 16
     chunks = -(-length // CHUNK)
@@ -70,9 +70,9 @@ def plan(
     # Fewest partial sums first: they cost memory traffic. Then segments: they cost the recurrence twice.
     for walks in range(1 if backward else n_routes, 0, -1):
         if n_routes % walks == 0 and blocks * (n_routes // walks) >= wanted:
-            return Plan(block_d=block_d, steps=steps, walks=walks, segment_chunks=chunks)
+            return Tiling(block_d=block_d, steps=steps, walks=walks, segment_chunks=chunks)
     segments = min(MAX_SEGMENTS, chunks, -(-wanted // (blocks * n_routes)))
-    return Plan(block_d=block_d, steps=steps, walks=1, segment_chunks=-(-chunks // segments))
+    return Tiling(block_d=block_d, steps=steps, walks=1, segment_chunks=-(-chunks // segments))
 
 
 @functools.cache
@@ -130,13 +130,19 @@ class _Call:
     """What the launches of one forward or backward call have in common."""
 
     def __init__(
-        self, x: Tensor, dt_weight: Tensor, A: Tensor, routes: Sequence[int], how: Plan | None, backward: bool
+        self,
+        x: Tensor,
+        dt_weight: Tensor,
+        A: Tensor,
+        routes: Sequence[int],
+        how: Tiling | None,
+        backward: bool,
     ):
         self.batch, self.height, self.width, self.channels = x.shape
         self.length = self.height * self.width
         self.n_routes, _, self.d_state = A.shape
         self.chunks = -(-self.length // CHUNK)
-        self.plan = how or plan(
+        self.tiling = how or tiling(
             batch=self.batch,
             length=self.length,
             channels=self.channels,
@@ -144,17 +150,19 @@ class _Call:
             processors=_processors(x.device),
             backward=backward,
         )
-        if self.plan.walks > 1 and self.plan.segment_chunks < self.chunks:
-            raise ValueError(f"{self.plan}: segments of one route may add up in place with no other route's")
-        if self.plan.walks > 1 and backward:
+        if self.tiling.walks > 1 and self.tiling.segment_chunks < self.chunks:
             raise ValueError(
-                f"{self.plan}: a program of the backward pass walks one route, walks has to be 1"
+                f"{self.tiling}: segments of one route may add up in place with no other route's"
             )
-        self.segments = -(-self.chunks // self.plan.segment_chunks)
-        self.groups = self.n_routes // self.plan.walks
-        self.blocks = -(-self.channels // self.plan.block_d)
+        if self.tiling.walks > 1 and backward:
+            raise ValueError(
+                f"{self.tiling}: a program of the backward pass walks one route, walks has to be 1"
+            )
+        self.segments = -(-self.chunks // self.tiling.segment_chunks)
+        self.groups = self.n_routes // self.tiling.walks
+        self.blocks = -(-self.channels // self.tiling.block_d)
         self.shape = (self.batch, self.height, self.width, self.channels)
-        self.sizes = (*self.shape, self.segments, self.plan.segment_chunks * CHUNK)
+        self.sizes = (*self.shape, self.segments, self.tiling.segment_chunks * CHUNK)
         self.constants = constants(
             dtype=x.dtype,
             length=self.length,
@@ -163,8 +171,8 @@ class _Call:
             d_state=self.d_state,
             dt_rank=dt_weight.shape[2],
             routes=routes,
-            steps=self.plan.steps,
-            block_d=self.plan.block_d,
+            steps=self.tiling.steps,
+            block_d=self.tiling.block_d,
             backend="hip" if torch.version.hip else x.device.type,
             backward=backward,
         )
@@ -203,7 +211,7 @@ def forward(
     A: Tensor,
     D: Tensor | None,
     routes: Sequence[int],
-    how: Plan | None = None,
+    how: Tiling | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y and carry, see `ganglion.ops.dispatch`."""
     call = _Call(x, dt_weight, A, routes, how, backward=False)
@@ -225,7 +233,7 @@ def forward(
             *call.sizes,
             call.chunks,
             HAS_SKIP=D is not None,
-            WALKS=call.plan.walks,
+            WALKS=call.tiling.walks,
             CHUNK=CHUNK,
             **OPTIONS,
             **call.constants,
@@ -243,7 +251,7 @@ def backward(
     D: Tensor | None,
     carry: Tensor,
     routes: Sequence[int],
-    how: Plan | None = None,
+    how: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients, see `ganglion.ops.dispatch`."""
     call = _Call(x, dt_weight, A, routes, how, backward=True)

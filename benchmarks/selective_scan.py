@@ -141,9 +141,9 @@ def against_the_loop(repeats: int) -> None:
     print("\nHow many times as fast as the loop (bound 40)")
     for told, run, shape in (
         ("forward", without_gradients, Shape()),
-        ("forward and backward", with_gradients, Shape(length=784)),
+        ("forward and backward", with_gradients, Shape(length=196)),
         ("forward, N 1", without_gradients, Shape(state=1)),
-        ("forward and backward, N 1", with_gradients, Shape(length=784, state=1)),
+        ("forward and backward, N 1", with_gradients, Shape(length=196, state=1)),
     ):
         inputs = shape.inputs()
         calls = {

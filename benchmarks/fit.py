@@ -3,7 +3,7 @@
     python benchmarks/fit.py [--model sparx_mamba_nano] [--batch-size 64] [--steps 30] [--rounds 5] [--ema]
 
 Both train the same network from the same weights on the same batches, which lie in memory; their last losses must be
-equal. fit also clips, seeds every step, moves the schedule, looks for signals and for losses that are no numbers, and,
+equal. fit also clips, seeds every step, moves the schedule, looks for signals and for NaN losses, and,
 with --ema, averages; the bare loop clips and steps. Rounds alternate; the first two steps of each are not timed.
 The loader's own cost is benchmarks/loader.py's subject.
 """

@@ -236,7 +236,7 @@ def shapes(rehearse: bool) -> Iterator[tuple[str, Shape]]:
 def measure(
     device: str, backend: str, limits: dict[str, float], rehearse: bool, late: Callable[[], bool]
 ) -> Iterator[dict]:
-    """Time, bytes/s and share of the floors, forward and backward, float16. Calls replay as CUDA graphs."""
+    """Time, bytes/s and fraction of the floors, forward and backward, float16. Calls replay as CUDA graphs."""
     routes = [route.code for route in pattern("cross2d")]
     scan, gradient = torch.ops.ganglion.scan2d, torch.ops.ganglion.scan2d_backward
     for name, shape in shapes(rehearse):

@@ -167,9 +167,7 @@ def networks(
     for kind, step in (("training", training_step), ("evaluation", forward)):
         model = build(case.network, torch.float32, train=kind == "training").to(device)
         steps[kind] = lambda step=step, model=model: timed(step, model)
-    print(
-        f"  {f'{case.network} on {device.type}':32}{'images/s':>9}   loader / network, for so many processes"
-    )
+    print(f"  {f'{case.network} on {device.type}':32}{'images/s':>9}   loader / network, for N processes")
     for kind, times in seconds_in_turn(steps, args.rounds).items():
         rate = case.batch / statistics.median(times)
         ratios = ", ".join(f"{number}: {speed[kind, number] / rate:.2f}" for number in args.workers)

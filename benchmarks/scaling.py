@@ -1,8 +1,8 @@
-"""Time and memory of a training run on many devices, reckoned from figures of one device. Nothing is timed here.
+"""Time and memory of a training run on many devices, estimated from figures of one device. Nothing is timed here.
 
     python benchmarks/scaling.py [--model vmamba_tiny_s2l5] [--images-per-second 464] [--data imagenet-1k]
 
-Forward and backward take what one device needs for its share of the batch; the gradients are summed around a ring; the
+Forward and backward take what one device needs for its part of the batch; the gradients are summed around a ring; the
 step waits for that sum (`exposed`) or hides all of it behind the backward pass (`hidden`): the truth lies between. Left
 out: validation, checkpoints, stragglers, a loader that is too slow. Memory: weights, gradients, Adam's two averages and
 the EMA in float32, shared by the devices with `--fsdp`, and the activations that a training step holds at its peak,

@@ -1,4 +1,4 @@
-"""Train a small VMamba on handwritten digits: data, training, checkpoint, reloading and pictures.
+"""Train a small VMamba on handwritten digits: data, training, checkpoint, reloading and figures.
 
     python examples/digits.py [--epochs 12] [--output outputs/digits]
 

@@ -2,7 +2,7 @@
 
     python docs/pictures/routes.py [FILE]
 
-The routes are `pattern("cross2d")`, and the last picture is the gradient of `scan2d`: nothing is drawn by hand but the
+The routes are `pattern("cross2d")`, and the last panel is the gradient of `scan2d`: nothing is drawn by hand but the
 little landscape.
 """
 
@@ -64,7 +64,7 @@ def influence(routes: tuple[Route, ...]) -> np.ndarray:
 
 
 def draw(file: Path) -> None:
-    """Write the picture, as SVG or whatever the file's extension says, on a transparent ground."""
+    """Write the figure, as SVG or whatever the file's extension says, on a transparent ground."""
     image, routes = landscape(), pattern("cross2d")
     plt.rcParams |= {"svg.hashsalt": "ganglion", "font.size": 9, "text.color": GREY}
     figure, axes = plt.subplots(1, 6, figsize=(13, 1.9), gridspec_kw={"wspace": 0.08})

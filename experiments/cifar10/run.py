@@ -3,7 +3,7 @@
     python experiments/cifar10/run.py --data DIR [--tables main] [--seeds 3] [--jobs 2] [--setting small]
 
 Every run is a `ganglion fit` of recipe.yaml in a process of its own, on one core. A finished run is a row of
-results.csv and is not run again; an interrupted one goes on from its last checkpoint. DIR holds cifar10_train.npz and
+results.csv and is not run again; an interrupted one resumes from its last checkpoint. DIR holds cifar10_train.npz and
 cifar10_test.npz.
 """
 
@@ -120,9 +120,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--output", type=Path, default=Path("outputs/experiments/cifar10"))
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="begin no run after so many minutes"
-    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after N minutes")
     parser.add_argument(
         "--print", action="store_true", dest="only_print", help="print the tables, run nothing"
     )

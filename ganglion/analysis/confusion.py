@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Classes up to which a plot has a number in every cell, and a name at every row.
 _NUMBERS, _NAMES = 12, 60
-#: Cells of a side that a picture still resolves; of more classes, each cell is the highest of several.
+#: Cells of a side that a figure still resolves; of more classes, each cell is the highest of several.
 _CELLS = 250
 _LETTERS = 22
 
@@ -130,7 +130,7 @@ def plot_confusion(confusion: Confusion, title: str, path: str | Path | None = N
     Up to 12 classes have their numbers in the cells, up to 60 their names at the axes. Of more than 250, a cell is the
     highest of its part of the matrix, so that a single confusion stays visible.
 
-    path: where to save the picture, if given; its suffix (.png, .svg, .pdf) decides the format.
+    path: where to save the figure, if given; its suffix (.png, .svg, .pdf) decides the format.
 
     Returns the matplotlib figure, which belongs to no window. Raises ImportError if matplotlib is not installed.
     """

@@ -23,7 +23,7 @@ def plot_connections(model: nn.Module | Plan | Sequence[Plan], path: str | Path 
     """Draw the cross-layer connections, one row for each stage, the network running from left to right.
 
     model: a network whose `stages` have a `plan`, one `Plan`, or one for each stage.
-    path: where to save the picture, if given; its suffix (.png, .svg, .pdf) decides the format.
+    path: where to save the figure, if given; its suffix (.png, .svg, .pdf) decides the format.
 
     Above the layers run the intra-connections, from normal layers, and those from the stage's input; below
     them the inter-connections, from ganglion to ganglion. Returns the matplotlib figure, which belongs to no
@@ -93,7 +93,7 @@ def _edges(plan: Plan) -> list[tuple[int, int, str, int]]:
 
 
 def _bounds(plan: Plan) -> tuple[float, float]:
-    """Lowest and highest point of a stage's picture."""
+    """Lowest and highest point of a stage's part of the figure."""
     rises = {1: 0.0, -1: 0.0}
     for source, target, _, side in _edges(plan):
         rises[side] = max(rises[side], _rise(source, target))

@@ -68,7 +68,7 @@ def paper_flops(name: str, size: int) -> str | None:
 def plot_resolutions(rows: Sequence[SizeResult], title: str, path: str | Path | None = None) -> Figure:
     """Draw top-1 and top-5, FLOPs and speed over the image size.
 
-    path: where to save the picture, if given; its suffix (.png, .svg, .pdf) decides the format.
+    path: where to save the figure, if given; its suffix (.png, .svg, .pdf) decides the format.
 
     Returns the matplotlib figure, which belongs to no window. Raises ImportError if matplotlib is not installed.
     """

@@ -117,7 +117,7 @@ def load_checkpoint(
     weights: "raw" or "ema" (averaged) ones of a file that has both; "auto" takes the averaged ones if any.
     sha256: of the file, see `read_weights`.
 
-    Buffers that no file holds are computed anew, so a model may have been made on the meta device and moved with
+    Buffers that no file holds are re-initialised, so a model may have been made on the meta device and moved with
     `to_empty`.
 
     Returns what matched and what did not.

@@ -40,7 +40,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, D) and the states h (B, L, N, D).
 
-    B and C: (B, L, N, 1), or constant (1, 1, N, D). line: the state restarts after so many steps, which divide L; B and
+    B and C: (B, L, N, 1), or constant (1, 1, N, D). line: the state restarts every `line` steps, which divides L; B and
     C are then not constant. first_BND: the state before the first step, zero if None.
     """
     if line is not None:

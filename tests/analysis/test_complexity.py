@@ -222,7 +222,7 @@ def test_bad_mode():
 
 
 def test_connections_cost_hardly_any_memory_at_inference():
-    """SparX frees what nobody reads any more: at most 5 % above VMamba (paper, Table 5: 4 %)."""
+    """SparX frees what no later layer reads: at most 5 % above VMamba (paper, Table 5: 4 %)."""
     sparx, vmamba = (
         activation_memory(timm.create_model(name, device="meta"))
         for name in ("sparx_mamba_tiny", "vmamba_tiny_s2l5")

@@ -1,4 +1,4 @@
-"""The confusion matrix, against counting by hand, and its pictures."""
+"""The confusion matrix, against counting by hand, and its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture shows every layer and every connection of the plan, and nothing else."""
+"""The figure shows every layer and every connection of the plan, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table over image sizes, and its picture."""
+"""The table over image sizes, and its figure."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_real_package_is_left_alone_unless_told(monkeypatch):
     compat.install(replace=True)
     try:
         assert sys.modules["causal_conv1d"] is not real
-        compat.install()  # once more: ours are no strangers
+        compat.install()  # once more: ours are not refused
     finally:
         compat.uninstall()
     assert sys.modules["causal_conv1d"] is real and "mamba_ssm" not in sys.modules

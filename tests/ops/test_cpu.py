@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ganglion.ops import PATTERNS, BackendError, Route, cpu, scan2d, scan2d_reference
 from ganglion.ops.dispatch import BACKENDS
+from tests.tolerances import RELATIVE_RMS, relative_rms
 
 pytestmark = [
     pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"),
@@ -19,8 +20,6 @@ pytestmark = [
 ]
 
 NAMES = ("x", "proj", "dt_weight", "dt_bias", "A", "D")
-#: Largest relative RMS error of a result in this dtype.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 CROSS = PATTERNS["cross2d"]
 RESTARTED = tuple(dataclasses.replace(route, restart=True) for route in CROSS)
 
@@ -82,10 +81,6 @@ def run(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     return y, {name: grad for name, grad in zip(NAMES, grads, strict=True) if grad is not None}
 
 
-def relative_rms(actual: Tensor, reference: Tensor) -> float:
-    return float((actual.double() - reference).norm() / reference.norm())
-
-
 CASES = {
     **{name: Case(routes=routes) for name, routes in PATTERNS.items()},
     "restart": Case(routes=RESTARTED, state=2),
@@ -119,7 +114,7 @@ def test_forward_and_gradients_equal_reference(name):
     y, grads = run(case)
     y_expected, grads_expected = expected(case)
     assert y.dtype == case.dtype
-    assert relative_rms(y, y_expected) < TOLERANCE[case.dtype]
+    assert relative_rms(y, y_expected) < RELATIVE_RMS[case.dtype]
     assert grads.keys() == grads_expected.keys()
     for parameter, grad in grads.items():
         dtype = case.dtype if parameter in ("x", "proj") else torch.float32
@@ -128,7 +123,9 @@ def test_forward_and_gradients_equal_reference(name):
         if grads_expected[parameter].norm() == 0 or (name, parameter) == ("image_1x1", "A"):
             assert not grad.any()
         else:
-            assert relative_rms(grad, grads_expected[parameter]) < TOLERANCE[dtype], parameter
+            # Where nearly all decays underflow, few terms make the gradient of A.
+            bound = RELATIVE_RMS[dtype] * (1 + (name == "strong_decay"))
+            assert relative_rms(grad, grads_expected[parameter]) < bound, parameter
 
 
 @pytest.mark.parametrize("case", [CASES["cross2d"], CASES["restart_8x16"], CASES["state_4"]])
@@ -291,10 +288,10 @@ def test_more_images_than_partial_sums():
     y, carry = cpu.scan2d.forward(x, proj, *rest, many.codes)
     grads = dict(zip(NAMES, cpu.scan2d.backward(grad_y, x, proj, *rest, carry, many.codes), strict=True))
     y_expected, grads_expected = expected(one)
-    assert relative_rms(y, y_expected.expand_as(y)) < 1e-5
+    assert relative_rms(y, y_expected.expand_as(y)) < RELATIVE_RMS[torch.float32]
     for name, grad in grads.items():
         scaled = grads_expected[name].expand_as(grad) * (1 if name in ("x", "proj") else 70)
-        assert relative_rms(grad, scaled) < 1e-5, name
+        assert relative_rms(grad, scaled) < RELATIVE_RMS[torch.float32], name
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 7, 8), (2, 0, 7, 8), (2, 5, 0, 8), (2, 5, 7, 0)])
@@ -308,7 +305,7 @@ def test_empty_inputs(shape):
         assert not grads[name].any()
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_operator_takes_noncontiguous_inputs(dtype):
     case = Case(dtype=dtype, channels=36, state=2)
     x, proj, *rest = case.inputs()
@@ -321,7 +318,7 @@ def test_operator_takes_noncontiguous_inputs(dtype):
         results.append((y, *torch.autograd.grad(y, tensors, case.grad_y().mT.contiguous().mT)))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
-    assert relative_rms(results[0][0].detach(), expected(case)[0]) < TOLERANCE[dtype]
+    assert relative_rms(results[0][0].detach(), expected(case)[0]) < RELATIVE_RMS[dtype]
 
 
 def test_float64_is_rejected_with_a_reason():
@@ -353,7 +350,7 @@ def test_a_missing_library_is_reported_and_the_scan_still_runs(library_in):
     assert cpu.instruction_sets() == ()
     case = Case(height=2, width=3)
     y = scan2d(*case.inputs(), routes=case.routes, backend="no-cpu")
-    assert relative_rms(y, expected(case)[0]) < 1e-5
+    assert relative_rms(y, expected(case)[0]) < RELATIVE_RMS[torch.float32]
     with pytest.raises(BackendError, match="does not exist"):
         scan2d(*case.inputs(), routes=case.routes, backend="cpu")
 

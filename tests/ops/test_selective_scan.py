@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from ganglion.ops import BackendError, selective_scan, selective_scan_reference
 from ganglion.ops.dispatch import BACKENDS
 from tests.golden_data import load
-from tests.tolerances import assert_close, relative_rms
+from tests.tolerances import RELATIVE_RMS_COMPOSED, assert_close, relative_rms
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 SEQUENCES = ("u", "delta", "B", "C", "z")
@@ -48,7 +48,7 @@ def golden_inputs(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
 def test_golden_outputs_and_gradients(case, dtype, scan):
     inputs = golden_inputs(case, dtype)
     y = scan(**inputs, delta_softplus=bool(GOLDEN[f"ss.{case}.softplus"]))
-    bound = {torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
+    bound = RELATIVE_RMS_COMPOSED[dtype]
     assert relative_rms(y, GOLDEN[f"ss.{case}.out"]) <= bound
     grads = torch.autograd.grad(y, list(inputs.values()), GOLDEN[f"ss.{case}.grad_out"].to(dtype))
     for name, grad in zip(inputs, grads, strict=True):

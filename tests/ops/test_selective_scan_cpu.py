@@ -10,19 +10,12 @@ from torch import Tensor
 
 from ganglion.ops import BackendError, cpu, selective_scan, selective_scan_reference
 from tests.ops.test_selective_scan import NAMES, SEQUENCES, exact, inputs
-from tests.tolerances import relative_rms
+from tests.tolerances import assert_close
 
 pytestmark = [
     pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"),
     pytest.mark.usefixtures("isa", "poison"),
 ]
-
-#: Largest relative RMS error of a result in this dtype: y and the last state, and a gradient.
-TOLERANCE = {
-    torch.float32: (1e-5, 2e-5),
-    torch.float16: (1e-3, 1e-3),
-    torch.bfloat16: (1e-2, 1e-2),
-}
 
 
 def run(scan, args: dict[str, Tensor], dtype=torch.float32, **kwargs) -> dict[str, Tensor]:
@@ -47,8 +40,7 @@ def native(args: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
 def compare(found: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
     assert found.keys() == reference.keys()
     for name, tensor in found.items():
-        bound = TOLERANCE[tensor.dtype][name in NAMES]
-        assert relative_rms(tensor, reference[name]) <= bound, name
+        assert_close(tensor, reference[name], name=name)
 
 
 ONE = {"batch": 1, "groups": 1}

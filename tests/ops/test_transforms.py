@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ganglion.ops import Route, pattern, scan2d, scan2d_reference
 from ganglion.ops.dispatch import BACKENDS
+from tests.tolerances import RELATIVE_RMS_COMPOSED
 
 pytestmark = pytest.mark.filterwarnings("ignore:ganglion. scan2d runs on the slower backend")
 
@@ -24,8 +25,6 @@ BACKEND_NAMES = [
 CROSS = pattern("cross2d")
 LINES = (Route(restart=True), Route(transpose=True, flip_rows=True, restart=True))
 EVERY = (0, 1, 2, 3, 4, 5)
-#: Relative error of what is computed in float64, and in float32.
-BOUND = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 def inputs(
@@ -64,7 +63,7 @@ def energy(function):
     return lambda *tensors: function(*tensors).square().sum()
 
 
-def assert_equal(found, expected, bound=BOUND[torch.float64]):
+def assert_equal(found, expected, bound=RELATIVE_RMS_COMPOSED[torch.float64]):
     found, expected = tree_leaves(found), tree_leaves(expected)
     assert len(found) == len(expected)
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
@@ -94,7 +93,7 @@ def form(request):
     arguments = dict(FORMS[request.param])
     routes = arguments.pop("routes", CROSS)
     first, other = (inputs(routes=len(routes), seed=seed, **arguments) for seed in (0, 1))
-    return *scan(routes), first, other, BOUND[first[0].dtype]
+    return *scan(routes), first, other, RELATIVE_RMS_COMPOSED[first[0].dtype]
 
 
 def test_forward_mode_equals_reverse_mode(form):
@@ -118,7 +117,9 @@ def test_one_argument_alone_may_have_a_tangent(place, backend):
         return lambda t: function(*tensors[:place], t, *tensors[place + 1 :])
 
     expected = transposed_product(alone(reference), (tensors[place],), (tangent,))
-    assert_equal(jvp(alone(function), (tensors[place],), (tangent,))[1], expected, BOUND[dtype])
+    assert_equal(
+        jvp(alone(function), (tensors[place],), (tangent,))[1], expected, RELATIVE_RMS_COMPOSED[dtype]
+    )
 
 
 def test_gradients_and_jacobians(form):

@@ -87,14 +87,14 @@ def lines_within(u, line):
 
 @triton.jit
 def onwards(begun, u, steps, line):
-    """The position (line number, step of that line) so many steps later."""
+    """The position (line number, step of that line) `steps` steps later."""
     by = lines_within(u + steps, line)
     return begun + by, u + steps - by * line
 
 
 @triton.jit
 def back(begun, u, steps, line):
-    """The position so many steps earlier."""
+    """The position `steps` steps earlier."""
     by = lines_within(line - 1 - (u - steps), line)
     return begun - by, u - steps + by * line
 

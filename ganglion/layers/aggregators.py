@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import check_choice
-from .basic import Linear2d
+from .basic import Chain, make_norm, to_map, to_tokens
 from .dmca import DMCA, Fusion, conv_bn, project_earlier, spatial_reduction
 from .mlp import ConvFFN
 
@@ -32,7 +32,7 @@ class Concat(nn.Module):
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         width = (n_earlier + 1) * dim
-        self.norm = nn.GroupNorm(1, width, **dd)
+        self.norm = make_norm("gn", width, **dd)
         self.ffn = ConvFFN(width, 2 * dim, out_channels, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
@@ -49,10 +49,10 @@ class ConcatQueryValue(nn.Module):
         super().__init__()
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
+        self.d_norm = make_norm("gn", n_earlier * dim, **dd)
         self.d_proj = project_earlier(dim, n_earlier, dim, dd)
-        self.q = nn.Sequential(*conv_bn(dim, dd))
-        self.v = nn.Sequential(*conv_bn(dim, dd))
+        self.q = Chain(*conv_bn(dim, dd))
+        self.v = Chain(*conv_bn(dim, dd))
         self.ffn = ConvFFN(2 * dim, dim, out_channels, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
@@ -102,14 +102,14 @@ class SpatialDMCA(nn.Module):
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.sr_ratio, self.multi_scale = sr_ratio, multi_scale
-        self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
+        self.d_norm = make_norm("gn", n_earlier * dim, **dd)
         self.d_proj = project_earlier(dim, n_earlier, 2 * dim, dd)
-        self.q = nn.Sequential(*conv_bn(dim, dd))
+        self.q = Chain(*conv_bn(dim, dd))
         reduce = nn.Identity() if multi_scale else spatial_reduction(dim, sr_ratio, dd)
-        self.k = nn.Sequential(reduce, *conv_bn(dim, dd))
-        self.v = nn.Identity() if multi_scale else nn.Sequential(*conv_bn(dim, dd))
+        self.k = Chain(reduce, *conv_bn(dim, dd))
+        self.v = nn.Identity() if multi_scale else Chain(*conv_bn(dim, dd))
         self.attention = SpatialAttention(groups)
-        self.fuse = Fusion(dim, out_channels, **dd)
+        self.fusion = Fusion(dim, out_channels, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         q = self.q(x)
@@ -120,7 +120,7 @@ class SpatialDMCA(nn.Module):
             k, v = self.k(k), self.v(v)
             v_tokens = F.adaptive_avg_pool2d(v, k.shape[2:])
         z = self.attention(q, k, v_tokens)
-        return self.fuse([q if self.sr_ratio == 1 else x, z, v])
+        return self.fusion(torch.cat([q if self.sr_ratio == 1 else x, z, v], 1))
 
     def _pyramid(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> its averages over cells of sr_ratio and twice sr_ratio pixels, (B, C, N, 1)."""
@@ -136,13 +136,14 @@ class MergedTokens(nn.Module):
     def __init__(self, dim: int, sr_ratio: int, *, device=None, dtype=None):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm = nn.GroupNorm(1, dim, **dd)
+        self.norm = make_norm("gn", dim, **dd)
         self.calibrate = nn.Parameter(torch.ones(dim, 1, 1, **dd))
         self.merge = spatial_reduction(dim, sr_ratio, dd)
-        self.project = Linear2d(dim, 2 * dim, **dd)
+        self.project = nn.Linear(dim, 2 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.merge(self.norm(x) * self.calibrate))
+        x = self.merge(self.norm(x) * self.calibrate)
+        return to_map(self.project(to_tokens(x)), x)
 
 
 class CrossAttention(nn.Module):
@@ -168,10 +169,10 @@ class CrossAttention(nn.Module):
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.kv = nn.ModuleList([MergedTokens(dim, sr_ratio, **dd) for _ in range(n_earlier)])
-        self.q = Linear2d(dim, dim, **dd)
+        self.q = nn.Linear(dim, dim, **dd)
         self.attention = SpatialAttention(groups)
-        self.proj = Linear2d(dim, dim, **dd)
-        self.in_proj = Linear2d(2 * dim, out_channels, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.in_proj = nn.Linear(2 * dim, out_channels, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         tokens: list[Tensor] = []

@@ -1,7 +1,8 @@
-"""Norms, point-wise layers and activations on (B, C, H, W) maps in channels-last memory.
+"""Norms, convolutions and activations of maps, (B, C, H, W) in channels-last memory.
 
-For such a map the permutation to (B, H, W, C) is a view of contiguous memory, so linear layers and layer norms run on
-it as they would on tokens.
+The tokens of such a map, (B, H * W, C), are a view of it. Linear layers, LayerNorms and activations run on them, and
+not on (B, H, W, C): `torch.compile` takes whatever has four axes for (B, C, H, W), and would keep that for the backward
+pass in memory with H innermost, across which every kernel then reads and writes.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.fx
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ..config import check_choice
@@ -20,44 +19,88 @@ from ..ops.depthwise import depthwise_conv2d, is_depthwise
 Norm = Literal["ln", "bn", "gn"]
 Act = Literal["silu", "gelu", "relu"]
 
+_ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
-def make_norm(kind: Norm, channels: int, *, device=None, dtype=None) -> nn.Module:
-    """ "ln" LayerNorm over channels, "bn" BatchNorm, "gn" GroupNorm with one group (over C, H and W); eps 1e-5.
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C)."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_map(x: Tensor, like: Tensor) -> Tensor:
+    """(B, H * W, C) -> (B, C, H, W), with the sides of the map `like`."""
+    return x.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(to_tokens(x), self.normalized_shape, self.weight, self.bias, self.eps)
+        return to_map(y, x)
+
+
+def make_norm(kind: Norm, channels: int, *, eps: float = 1e-5, device=None, dtype=None) -> nn.Module:
+    """ "ln" LayerNorm over channels, "bn" BatchNorm, "gn" GroupNorm with one group (over C, H and W).
 
     Raises ValueError for another name.
     """
     check_choice("norm", kind, Norm)
     if kind == "ln":
-        return LayerNorm2d(channels, eps=1e-5, device=device, dtype=dtype)
+        return LayerNorm2d(channels, eps, device=device, dtype=dtype)
     if kind == "bn":
-        return nn.BatchNorm2d(channels, device=device, dtype=dtype)
-    return nn.GroupNorm(1, channels, device=device, dtype=dtype)
+        return nn.BatchNorm2d(channels, eps, device=device, dtype=dtype)
+    return nn.GroupNorm(1, channels, eps, device=device, dtype=dtype)
 
 
-#: Half precisions in which this machine's matrix products on the CPU are emulated, some ten times slower than float32.
-_EMULATED = tuple(
-    dtype
-    for dtype, supported in (
-        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
-        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
-    )
-    if not supported()
-)
+def make_act(name: Act) -> nn.Module:
+    """An activation. Raises ValueError for an unknown name."""
+    check_choice("activation", name, Act)
+    return _ACTS[name]()
 
 
-@torch.fx.wrap
-def emulated(x: Tensor) -> bool:
-    """Whether matrix products of x are emulated on its device."""
-    return x.device.type == "cpu" and x.dtype in _EMULATED
+class Chain(nn.Sequential):
+    """Layers of a map in turn. Linear layers and activations among them see its tokens."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__(*layers)
+        # Now, as a tool may put something of its own in a layer's place.
+        self._of_tokens = [isinstance(layer, (nn.Linear, nn.GELU)) for layer in self]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self):
+            if self._of_tokens[i]:
+                x = to_map(layer(to_tokens(x)), x)
+            else:
+                x = layer(x)
+        return x
 
 
-@torch.fx.wrap
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias in x's dtype, computed in float32 where the CPU would only emulate x's dtype."""
-    if not torch.jit.is_scripting():
-        if emulated(x) and weight.dtype == x.dtype:
-            return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
-    return F.linear(x, weight, bias)
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution that keeps the size, trained on a CPU with a native kernel."""
+
+    def __init__(self, channels: int, kernel_size: int, *, bias: bool = True, device=None, dtype=None):
+        padding = kernel_size // 2
+        super().__init__(
+            channels, channels, kernel_size, padding=padding, groups=channels, bias=bias, device=device, dtype=dtype
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding_mode != "zeros":
+            return self._conv_forward(x, self.weight, self.bias)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # pyright: ignore
+
+
+class ResidualDWConv(DepthwiseConv2d):
+    """x + depthwise 3x3 convolution of x."""
+
+    def __init__(self, channels: int, *, device=None, dtype=None):
+        super().__init__(channels, 3, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding_mode != "zeros":
+            return x + self._conv_forward(x, self.weight, self.bias)
+        return residual_conv2d(x, self.weight, self.bias, self.padding, self.dilation)  # pyright: ignore
 
 
 @torch.fx.wrap
@@ -67,61 +110,20 @@ def conv2d(
     bias: Tensor | None,
     stride: list[int],
     padding: list[int],
+    dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """2-D convolution in x's dtype, computed in float32 where the CPU would only emulate x's dtype."""
+    """`F.conv2d`, where possible with the native kernel."""
     if not torch.jit.is_scripting():
-        if emulated(x) and weight.dtype == x.dtype:
-            bias = None if bias is None else bias.float()
-            y = F.conv2d(x.float(), weight.float(), bias, stride, padding, groups=groups)
-            return y.to(x.dtype)
-        if is_depthwise(weight, stride, padding, groups):
+        if is_depthwise(weight, stride, padding, dilation, groups):
             return depthwise_conv2d(x, weight, bias)
-    return F.conv2d(x, weight, bias, stride, padding, groups=groups)
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` through `linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` with zero padding, through `conv2d`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)  # pyright: ignore
-
-
-class GELU2d(nn.GELU):
-    """GELU of a map in channels-last memory, shown to PyTorch as contiguous: its CPU kernel is then twice as fast."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.gelu(input.permute(0, 2, 3, 1), approximate=self.approximate).permute(0, 3, 1, 2)
-
-
-_ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": GELU2d, "relu": nn.ReLU}
-
-
-def make_act(name: Act) -> nn.Module:
-    """The activation of a map. Raises ValueError for an unknown name."""
-    check_choice("activation", name, Act)
-    return _ACTS[name]()
-
-
-class ResidualDWConv(nn.Conv2d):
-    """x + depthwise 3x3 convolution of x."""
-
-    def __init__(self, channels: int, *, device=None, dtype=None):
-        super().__init__(channels, channels, 3, padding=1, groups=channels, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return residual_depthwise(x, self.weight, self.bias)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 @torch.fx.wrap
-def residual_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def residual_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], dilation: list[int]
+) -> Tensor:
     """x + depthwise convolution of x by a (C, 1, 3, 3) weight.
 
     In float32 the sum costs nothing: it is a one in the middle of the kernel. Half precision would round that kernel.
@@ -132,43 +134,12 @@ def residual_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
         known = kind in ("cpu", "cuda", "mps", "xpu")
         if x.dtype == torch.float32 and known and not torch.is_autocast_enabled(kind):
             one = F.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
-            return conv2d(x, weight + one, bias, [1, 1], [1, 1], weight.shape[0])
-    return x + conv2d(x, weight, bias, [1, 1], [1, 1], weight.shape[0])
-
-
-class Linear2d(nn.Linear):
-    """A linear layer over the channels of (B, C, H, W): a 1x1 convolution with a (out, in) weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
-
-
-class Projection(Linear2d):
-    """The input projection of a mixer in a normal layer: of all features it reads only the current one."""
-
-    def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
-        return linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
-
-
-def check_in_proj(in_proj: nn.Module, channels: int) -> nn.Module:
-    """`in_proj`, after checking that it says to return what its mixer expects.
-
-    A module that replaces a mixer's input projection is called with (x, earlier) and has an attribute `out_channels`.
-
-    Raises TypeError without that attribute and ValueError if it is not `channels`.
-    """
-    found = getattr(in_proj, "out_channels", None)
-    if found is None:
-        raise TypeError(
-            f"in_proj {type(in_proj).__name__} has no attribute out_channels: expected {channels} there"
-        )
-    if found != channels:
-        raise ValueError(f"in_proj returns {found} channels, expected {channels}")
-    return in_proj
+            return conv2d(x, weight + one, bias, [1, 1], padding, dilation, weight.shape[0])
+    return x + conv2d(x, weight, bias, [1, 1], padding, dilation, weight.shape[0])
 
 
 class ConvNorm(nn.Module):
-    """Convolution, norm and, if asked for, an activation."""
+    """Convolution, norm and, if asked for, a GELU. The map becomes channels-last in memory."""
 
     def __init__(
         self,
@@ -186,17 +157,20 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.conv = Conv2d(
+        self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias, **dd
         )
         self.norm = make_norm(norm, out_channels, **dd)
-        self.act = GELU2d() if act else nn.Identity()
+        self.act = nn.GELU() if act else nn.Identity()
         self.unpadded = 0 if padding else kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unpadded > 0:
             x = at_least(x, self.unpadded)
-        return self.act(self.norm(self.conv(x)))
+        # Not contiguous(memory_format=...), which vmap does not know.
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        x = self.norm(self.conv(x))
+        return to_map(self.act(to_tokens(x)), x)
 
 
 @torch.fx.wrap
@@ -211,17 +185,29 @@ class PatchMerging(nn.Module):
     """Swin's downsampling: the four pixels of each 2x2 patch are concatenated, normalised and projected.
 
     An odd side is padded with one row or column of zeros at its end. (B, C, H, W) -> (B, D, ceil(H/2), ceil(W/2)).
+    With stride 1, patches begin at every pixel, and their pixels are `dilation` apart: see `Backbone`'s output_stride.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, device=None, dtype=None):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = make_norm(norm, 4 * in_channels, **dd)
-        self.reduction = Linear2d(4 * in_channels, out_channels, bias=False, **dd)
+        self.reduction = nn.Linear(4 * in_channels, out_channels, bias=False, **dd)
+        self.stride, self.dilation = 2, 1
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        B, H, W, C = x.shape
-        # (B, H/2, row, W/2, column, C) -> patches ordered column first, as the published weights expect.
-        x = x.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5).reshape(B, H // 2, W // 2, 4 * C)
-        return self.reduction(self.norm(x.permute(0, 3, 1, 2)))
+        x = self.norm(patches(x, self.stride, self.dilation))
+        return to_map(self.reduction(to_tokens(x)), x)
+
+
+@torch.fx.wrap
+def patches(x: Tensor, stride: int, dilation: int) -> Tensor:
+    """(B, C, H, W) -> (B, 4 C, ceil(H / stride), ceil(W / stride)), ordered as the published weights: column first."""
+    rows = (x.shape[2] + stride - 1) // stride * stride - stride + 1
+    cols = (x.shape[3] + stride - 1) // stride * stride - stride + 1
+    x = F.pad(x, (0, cols + dilation - x.shape[3], 0, rows + dilation - x.shape[2]))
+    parts: list[Tensor] = []
+    for j in (0, dilation):
+        for i in (0, dilation):
+            parts.append(x[:, :, i : i + rows : stride, j : j + cols : stride])
+    return torch.cat(parts, 1)

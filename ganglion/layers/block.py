@@ -15,6 +15,9 @@ class Block(nn.Module):
     mixer: called with the normalised map and the earlier features that the layer reads; a mixer of a normal layer
     ignores them. Either branch may be None, its norm then too. post_norm: the norm follows its branch instead.
     layer_scale: SparX's per-channel affine map on the identity path.
+
+    Called with x alone, (B, C, H, W), or with one list of x and the earlier features, all of that shape: tools that put
+    a module in a block's place expect one argument.
     """
 
     def __init__(
@@ -42,8 +45,12 @@ class Block(nn.Module):
         self.ls2 = IdentityScale(dim, **dd) if layer_scale and mlp is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
-        """x: (B, C, H, W). earlier: features of earlier layers, each (B, C, H, W)."""
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        """x -> (B, C, H, W)."""
+        earlier: list[Tensor] = []
+        if isinstance(x, list):
+            earlier = x[1:]
+            x = x[0]
         if self.mixer is not None and self.norm1 is not None:
             if self.post_norm:
                 branch = self.norm1(self.mixer(x, earlier))

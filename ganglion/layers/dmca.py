@@ -13,7 +13,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .basic import Conv2d, GELU2d, Linear2d
+from .basic import Chain, DepthwiseConv2d, make_norm, to_map, to_tokens
 
 
 class ChannelAttention(nn.Module):
@@ -34,23 +34,26 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        B, C, H, W = v.shape
-        size = C // self.groups
-        q_BLC = q.permute(0, 2, 3, 1).flatten(1, 2)
-        if self.scale is not None:
-            q_BLC = q_BLC * self.scale.to(q.dtype)
-        else:
-            q_BLC = q_BLC * (q.shape[2] * q.shape[3]) ** -0.5
-        k_BLC = k.permute(0, 2, 3, 1).flatten(1, 2)
-        v_BLC = v.permute(0, 2, 3, 1).flatten(1, 2)
-        z: list[Tensor] = []
-        # Group by group, so that matrix products read strided views and nothing is copied.
-        for g in range(self.groups):
-            c, d = g * size, (g + 1) * size
-            scores = torch.bmm(k_BLC[:, :, c:d].mT, q_BLC[:, :, c:d])  # (B, key, query)
-            z_BLC = torch.bmm(v_BLC[:, :, c:d], scores.softmax(1))
-            z.append(z_BLC.view(B, H, W, size).permute(0, 3, 1, 2))
-        return z
+        return channel_attention(q, k, v, self.groups, self.scale)
+
+
+@torch.fx.wrap
+def channel_attention(q: Tensor, k: Tensor, v: Tensor, groups: int, scale: Tensor | None) -> list[Tensor]:
+    """`ChannelAttention` as a function, whose scale is 1 / sqrt(h * w) unless given."""
+    q_BLC = to_tokens(q)
+    if scale is None:
+        q_BLC = q_BLC * q_BLC.shape[1] ** -0.5
+    else:
+        q_BLC = q_BLC * scale.to(q.dtype)
+    queries = q_BLC.chunk(groups, 2)
+    keys = to_tokens(k).chunk(groups, 2)
+    values = to_tokens(v).chunk(groups, 2)
+    z: list[Tensor] = []
+    # Group by group, so that matrix products read strided views and nothing is copied.
+    for g in range(groups):
+        scores = torch.bmm(keys[g].mT, queries[g])  # (B, key, query)
+        z.append(to_map(torch.bmm(values[g], scores.softmax(1)), v))
+    return z
 
 
 class DMCA(nn.Module):
@@ -76,14 +79,14 @@ class DMCA(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.out_channels, self.skip = out_channels, skip
-        self.d_norm = nn.GroupNorm(1, n_earlier * dim, **dd)
+        self.out_channels, self.sr_ratio, self.skip = out_channels, sr_ratio, skip
+        self.d_norm = make_norm("gn", n_earlier * dim, **dd)
         self.d_proj = project_earlier(dim, n_earlier, 2 * dim, dd)
-        self.q = nn.Sequential(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
-        self.k = nn.Sequential(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
-        self.v = nn.Sequential(*conv_bn(dim, dd))
+        self.q = Chain(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
+        self.k = Chain(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
+        self.v = Chain(*conv_bn(dim, dd))
         self.attention = ChannelAttention(groups, learned_scale=learned_scale, **dd)
-        self.fuse = Fusion(dim, out_channels, parts=3 if skip else 1, **dd)
+        self.fusion = Fusion(dim, out_channels, parts=3 if skip else 1, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, C, H, W), normalised. earlier: L maps (B, C, H, W). Returns (B, out_channels, H, W)."""
@@ -91,18 +94,31 @@ class DMCA(nn.Module):
         q, k, v = self.q(x), self.k(k), self.v(v)
         z = self.attention(q, k, v)
         if not self.skip:
-            return self.fuse(z)
-        return self.fuse([query_unless_reduced(q, x)] + z + [v])
+            return self.fusion(torch.cat(z, 1))
+        return self.fusion(concatenate(query_unless_reduced(q, x, self.sr_ratio), z, v))
 
 
 @torch.fx.wrap
-def query_unless_reduced(q: Tensor, x: Tensor) -> Tensor:
+def concatenate(x: Tensor, z: list[Tensor], v: Tensor) -> Tensor:
+    """The channels of x, z and v."""
+    return torch.cat([x] + z + [v], 1)
+
+
+@torch.fx.wrap
+def query_unless_reduced(q: Tensor, x: Tensor, sr_ratio: int) -> Tensor:
     """The query if it has the size of the input, else the input."""
-    return q if q.shape[2:] == x.shape[2:] else x
+    if sr_ratio == 1:
+        return q
+    # Only a single pixel cannot be reduced.
+    pixels = x.shape[2] * x.shape[3]
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_exporting():  # a branch would tie the program to sizes
+            return x + (q[:, :, :1, :1] - x) * (1 // pixels)
+    return q if pixels == 1 else x
 
 
 class Fusion(nn.Sequential):
-    """Concatenation of maps to parts * C channels, depthwise 3x3, GELU, grouped 1x1 after a channel shuffle.
+    """Channel shuffle, depthwise 3x3, GELU, grouped 1x1: (B, parts * C, H, W) -> (B, out_channels, H, W).
 
     With three parts every group sees a third of the channels of each of them. Channels of the result that three groups
     of equal size leave over are means: of all channels, or of each half of them.
@@ -112,33 +128,32 @@ class Fusion(nn.Sequential):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         width, pad = parts * dim, out_channels % parts
         super().__init__(
-            Conv2d(width, width, 3, padding=1, groups=width, **dd),
-            GELU2d(),
-            Conv2d(width, out_channels - pad, 1, groups=parts, **dd),
+            DepthwiseConv2d(width, 3, **dd),
+            nn.GELU(),
+            nn.Conv2d(width, out_channels - pad, 1, groups=parts, **dd),
         )
         self.parts, self.pad = parts, pad
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        x = torch.cat(maps, 1)
+    def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         x = x.reshape(B, C // self.parts, self.parts, H, W).transpose(1, 2).reshape(B, C, H, W)
-        for layer in self:
-            x = layer(x)
+        x = self[0](x)
+        x = self[2](to_map(self[1](to_tokens(x)), x))
         if self.pad > 0:
-            means = F.adaptive_avg_pool1d(x.permute(0, 2, 3, 1).flatten(1, 2), self.pad)
-            x = torch.cat([x, means.view(B, H, W, self.pad).permute(0, 3, 1, 2)], 1)
+            means = F.adaptive_avg_pool1d(to_tokens(x), self.pad)
+            x = torch.cat([x, to_map(means, x)], 1)
         return x
 
 
-def project_earlier(dim: int, n_earlier: int, out_channels: int, dd: dict) -> nn.Sequential:
+def project_earlier(dim: int, n_earlier: int, out_channels: int, dd: dict) -> Chain:
     """(B, L * C, H, W) -> (B, out_channels, H, W): depthwise 3x3, BatchNorm, GELU, 1x1, GELU."""
     width = n_earlier * dim
-    return nn.Sequential(
-        Conv2d(width, width, 3, padding=1, groups=width, bias=False, **dd),
-        nn.BatchNorm2d(width, **dd),
-        GELU2d(),
-        Linear2d(width, out_channels, **dd),
-        GELU2d(),
+    return Chain(
+        DepthwiseConv2d(width, 3, bias=False, **dd),
+        make_norm("bn", width, **dd),
+        nn.GELU(),
+        nn.Linear(width, out_channels, **dd),
+        nn.GELU(),
     )
 
 
@@ -146,13 +161,13 @@ def spatial_reduction(dim: int, ratio: int, dd: dict) -> nn.Module:
     """A strided depthwise convolution, BatchNorm and GELU: side n becomes ceil(n / ratio)."""
     if ratio == 1:
         return nn.Identity()
-    return nn.Sequential(
-        Conv2d(dim, dim, ratio + 1, stride=ratio, padding=(ratio + 1) // 2, groups=dim, bias=False, **dd),
-        nn.BatchNorm2d(dim, **dd),
-        GELU2d(),
+    return Chain(
+        nn.Conv2d(dim, dim, ratio + 1, stride=ratio, padding=(ratio + 1) // 2, groups=dim, bias=False, **dd),
+        make_norm("bn", dim, **dd),
+        nn.GELU(),
     )
 
 
 def conv_bn(dim: int, dd: dict) -> tuple[nn.Module, nn.Module]:
     """A linear projection and its BatchNorm."""
-    return Linear2d(dim, dim, bias=False, **dd), nn.BatchNorm2d(dim, **dd)
+    return nn.Linear(dim, dim, bias=False, **dd), make_norm("bn", dim, **dd)

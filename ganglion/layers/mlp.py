@@ -12,7 +12,7 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
-from .basic import GELU2d, Linear, Linear2d, ResidualDWConv
+from .basic import ResidualDWConv, to_map, to_tokens
 
 #: Hidden maps above this size are made in slices of _SLICE bytes per thread. A convolution gains from less.
 _WHOLE = 12 << 20
@@ -39,19 +39,19 @@ class Mlp(nn.Module):
     def __init__(self, in_features: int, hidden_features: int, *, device=None, dtype=None):
         super().__init__()
         self.hidden_features = hidden_features
-        self.fc1 = Linear(in_features, hidden_features, device=device, dtype=dtype)
+        self.fc1 = nn.Linear(in_features, hidden_features, device=device, dtype=dtype)
         self.act = nn.GELU()
-        self.fc2 = Linear(hidden_features, in_features, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden_features, in_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_BHWC = x.permute(0, 2, 3, 1)
+        x_BLC = to_tokens(x)
         if not torch.jit.is_scripting():
             n = n_slices(x, self.hidden_features, _WHOLE)
             if n > 1:
-                rows = x_BHWC.flatten(0, 2).chunk(n)
+                rows = x_BLC.flatten(0, 1).chunk(n)
                 y = torch.cat([self.fc2(self.act(self.fc1(part))) for part in rows])
-                return y.view(x_BHWC.shape).permute(0, 3, 1, 2)
-        return self.fc2(self.act(self.fc1(x_BHWC))).permute(0, 3, 1, 2)
+                return to_map(y.view(x_BLC.shape), x)
+        return to_map(self.fc2(self.act(self.fc1(x_BLC))), x)
 
 
 class GatedMlp(timm.layers.GluMlp):
@@ -61,8 +61,8 @@ class GatedMlp(timm.layers.GluMlp):
         super().__init__(in_features, 2 * hidden_features, act_layer=nn.GELU, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        u, z = self.fc1(x.permute(0, 2, 3, 1)).chunk(2, dim=-1)
-        return self.fc2(u * self.act(z)).permute(0, 3, 1, 2)
+        u, z = self.fc1(to_tokens(x)).chunk(2, dim=-1)
+        return to_map(self.fc2(u * self.act(z)), x)
 
 
 class ConvFFN(nn.Module):
@@ -80,10 +80,10 @@ class ConvFFN(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.hidden_features = hidden_features
-        self.fc1 = Linear2d(in_features, hidden_features, **dd)
+        self.fc1 = nn.Linear(in_features, hidden_features, **dd)
         self.dwconv = ResidualDWConv(hidden_features, **dd)
-        self.act = GELU2d()
-        self.fc2 = Linear2d(hidden_features, out_features or in_features, **dd)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_features, out_features or in_features, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -93,4 +93,5 @@ class ConvFFN(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.dwconv(self.fc1(x))))
+        hidden = self.dwconv(to_map(self.fc1(to_tokens(x)), x))
+        return to_map(self.fc2(self.act(to_tokens(hidden))), x)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..config import check_choice
 from ..ops import Route, pattern
 from ..ops.dispatch import check_request
-from .basic import Act, Conv2d, GELU2d, Linear2d, Projection, check_in_proj, linear, make_act, make_norm
-
-torch.fx.wrap("linear")
+from .basic import Act, DepthwiseConv2d, make_act, make_norm, to_map, to_tokens
+from .mixer import Mixer
 
 Scan = Literal["cross2d", "unidi", "bidi", "rot2d", "cascade2d", "ssm", "bi_ssm"]
 OutNorm = Literal["ln", "gn", "none", "dwconv3", "ln_dwconv3", "softmax", "sigmoid"]
@@ -48,12 +47,12 @@ def _make_out_norm(kind: OutNorm, channels: int, dd: dict) -> nn.Module:
     if kind in ("ln", "gn"):
         return make_norm(kind, channels, **dd)
     if kind in ("dwconv3", "ln_dwconv3"):
-        conv = Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, **dd)
+        conv = DepthwiseConv2d(channels, 3, bias=False, **dd)
         return conv if kind == "dwconv3" else nn.Sequential(make_norm("ln", channels, **dd), conv)
     return {"none": nn.Identity, "softmax": SpatialSoftmax, "sigmoid": nn.Sigmoid}[kind]()
 
 
-class SS2D(nn.Module):
+class SS2D(Mixer):
     """Projection, depthwise convolution, activation, scan along K routes, norm, projection.
 
     (B, dim, H, W) -> (B, dim, H, W), with D = int(ssm_ratio * dim) inner channels.
@@ -62,8 +61,8 @@ class SS2D(nn.Module):
     d_conv: kernel of the depthwise convolution, 0 for none. gate: multiply by act(z), z a second half of in_proj;
         gate_act=False: by z itself. act: after the convolution. out_act: a GELU after the norm.
     scan: a pattern of `ganglion.ops.PATTERNS`, or "cascade2d". bias: biases in the two projections.
-    in_proj: replaces the input projection, see `check_in_proj`. It is how a ganglion layer
-        reads earlier features (SparX, section 3.1).
+    in_proj: an aggregator (`layers.aggregators`) in place of the input projection: how a ganglion layer reads earlier
+        features (SparX, section 3.1).
     backend: of `ganglion.ops.scan2d`.
 
     Raises ValueError for an unknown name.
@@ -91,26 +90,18 @@ class SS2D(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
         check_choice("scan", scan, Scan)
         check_request(backend)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = int(ssm_ratio * dim)
+        super().__init__(dim, inner * (2 if gate else 1), in_proj, bias=bias, **dd)
         self.d_inner, self.d_state, self.dt_rank = inner, d_state, dt_rank or math.ceil(dim / 16)
         self.gate, self.backend = gate, backend
         self.cascade = scan == "cascade2d"
         self.routes = [route.code for route in (_CASCADE if self.cascade else pattern(scan))]
         n_routes = len(self.routes)
 
-        width = inner * (2 if gate else 1)
-        self.in_proj = (
-            Projection(dim, width, bias=bias, **dd) if in_proj is None else check_in_proj(in_proj, width)
-        )
-        self.conv = (
-            Conv2d(inner, inner, d_conv, padding=(d_conv - 1) // 2, groups=inner, bias=conv_bias, **dd)
-            if d_conv > 0
-            else nn.Identity()
-        )
+        self.conv = DepthwiseConv2d(inner, d_conv, bias=conv_bias, **dd) if d_conv > 0 else nn.Identity()
         self.act = make_act(act)
         self.gate_act = make_act(act) if gate_act else nn.Identity()
         self.x_proj_weight = nn.Parameter(torch.empty(n_routes, self.dt_rank + 2 * d_state, inner, **dd))
@@ -119,8 +110,8 @@ class SS2D(nn.Module):
         self.A_logs = nn.Parameter(torch.empty(n_routes * inner, d_state, **dd))
         self.Ds = nn.Parameter(torch.empty(n_routes * inner, **dd))
         self.out_norm = _make_out_norm(out_norm, inner, dd)
-        self.out_act = GELU2d() if out_act else nn.Identity()
-        self.out_proj = Linear2d(inner, dim, bias=bias, **dd)
+        self.out_act = nn.GELU() if out_act else nn.Identity()
+        self.out_proj = nn.Linear(inner, dim, bias=bias, **dd)
         self.reset_scan_parameters(ssm_init)
 
     def reset_scan_parameters(self, init: SSMInit = "v0") -> None:
@@ -153,28 +144,29 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""
         # One step a line: a map is given up as soon as the next is there.
-        x = self.in_proj(x, earlier)
+        y = self.project(x, earlier)
         z: Tensor | None = None
         if self.gate:
-            x, z = x.chunk(2, dim=1)
-        x = self.conv(x)
-        x = self.act(x).permute(0, 2, 3, 1)
-        x = self._cascade_scan(x) if self.cascade else self._scan(x, 0, len(self.routes))
-        x = self.out_norm(x.permute(0, 3, 1, 2))
-        x = self.out_act(x)
+            y, z = y.chunk(2, dim=2)
+        y = self.conv(to_map(y, x))
+        y = self.act(to_tokens(y))
+        height, width = x.shape[2], x.shape[3]
+        y = self._cascade_scan(y, height, width) if self.cascade else self._scan(y, height, width, 0, len(self.routes))
+        y = self.out_norm(to_map(y, x))
+        y = self.out_act(to_tokens(y))
         if z is not None:
-            x = x * self.gate_act(z)
-        return self.out_proj(x)
+            y = y * self.gate_act(z)
+        return to_map(self.out_proj(y), x)
 
-    def _scan(self, x: Tensor, first: int, last: int) -> Tensor:
-        """The sum of routes first .. last - 1 over x, (B, H, W, D)."""
+    def _scan(self, x: Tensor, height: int, width: int, first: int, last: int) -> Tensor:
+        """The sum of routes first .. last - 1 over x, (B, height * width, D)."""
         n_routes = last - first
-        proj = linear(x, self.x_proj_weight[first:last].flatten(0, 1))
+        proj = F.linear(x, self.x_proj_weight[first:last].flatten(0, 1))
         start, stop = first * self.d_inner, last * self.d_inner
         A = -torch.exp(at_least_float32(self.A_logs[start:stop]))
         y, _ = torch.ops.ganglion.scan2d(
-            x.to(proj.dtype),
-            proj,
+            x.to(proj.dtype).unflatten(1, [height, width]),
+            proj.unflatten(1, [height, width]),
             at_least_float32(self.dt_projs_weight[first:last]),
             at_least_float32(self.dt_projs_bias[first:last]),
             A.view(n_routes, self.d_inner, self.d_state),
@@ -182,14 +174,15 @@ class SS2D(nn.Module):
             self.routes[first:last],
             self.backend,
         )
-        return y
+        return y.flatten(1, 2)
 
-    def _cascade_scan(self, x: Tensor) -> Tensor:
+    def _cascade_scan(self, x: Tensor, height: int, width: int) -> Tensor:
         """Rows, then columns, each in both directions and normalised first (VMamba, Table 5).
 
         The published network adds the backward pass in the order of its own walk: it is not turned around.
         """
-        x = F.layer_norm(x, [self.d_inner])
-        x = self._scan(x, 0, 1) + self._scan(x, 1, 2).flip(2)
-        x = F.layer_norm(x, [self.d_inner])
-        return self._scan(x, 2, 3) + self._scan(x, 3, 4).flip(1)
+        for route, axis in ((0, 2), (2, 1)):
+            x = F.layer_norm(x, [self.d_inner])
+            back = self._scan(x, height, width, route + 1, route + 2).unflatten(1, [height, width]).flip(axis)
+            x = self._scan(x, height, width, route, route + 1) + back.flatten(1, 2)
+        return x

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import check_choice
 from .basic import ConvNorm, Norm, PatchMerging
@@ -16,20 +15,10 @@ from .basic import ConvNorm, Norm, PatchMerging
 Downsample = Literal["merge", "conv2", "conv3"]
 
 
-class Stem(nn.Sequential):
-    """A chain of `ConvNorm`, whose output is in channels-last memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        for layer in self:
-            x = layer(x)
-        return x
-
-
-def patch_stem(in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device=None, dtype=None) -> Stem:
+def patch_stem(in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device=None, dtype=None) -> nn.Sequential:
     """One convolution of a patch, at the stride of a patch (VMamba's stem v1). Side n becomes n // patch_size."""
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
-    return Stem(ConvNorm(in_chans, dim, patch_size, stride=patch_size, padding=0, norm=norm, **dd))
+    return nn.Sequential(ConvNorm(in_chans, dim, patch_size, stride=patch_size, padding=0, norm=norm, **dd))
 
 
 def conv_stem(
@@ -42,7 +31,7 @@ def conv_stem(
     extra: bool = False,
     device=None,
     dtype=None,
-) -> Stem:
+) -> nn.Sequential:
     """Two 3x3 convolutions, GELU between (VMamba's stem v2, SparX's v1), of strides 2 and patch_size / 2.
 
     extra: a third one of stride 1 in the middle (SparX's stem v2). Side n becomes ceil(n / patch_size).
@@ -53,7 +42,7 @@ def conv_stem(
         raise ValueError(f"patch_size is {patch_size!r}: expected an even number of pixels")
     dd: dict[str, Any] = {"norm": norm, "bias": bias, "device": device, "dtype": dtype}
     half = dim // 2
-    return Stem(
+    return nn.Sequential(
         ConvNorm(in_chans, half, 3, stride=2, padding=1, act=True, **dd),
         *([ConvNorm(half, half, 3, stride=1, padding=1, act=True, **dd)] if extra else []),
         ConvNorm(half, dim, 3, stride=patch_size // 2, padding=1, **dd),

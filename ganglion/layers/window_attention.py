@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
-from .basic import Projection, check_in_proj
+from .mixer import Mixer
 
 
-class WindowAttention2d(nn.Module):
+class WindowAttention2d(Mixer):
     """Multi-head attention within windows of `window` x `window` pixels, (B, dim, H, W) -> (B, dim, H, W).
 
-    shift: move the windows by half their size. in_proj: replaces the projection to queries, keys and values,
-    see `check_in_proj`.
+    shift: move the windows by half their size. in_proj: an aggregator in place of the projection to queries, keys and
+    values.
     """
 
     def __init__(
@@ -35,10 +35,9 @@ class WindowAttention2d(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(dim, 3 * dim, in_proj, **dd)
         self.window, self.shift = window, shift
-        self.in_proj = Projection(dim, 3 * dim, **dd) if in_proj is None else check_in_proj(in_proj, 3 * dim)
         self.attention = WindowAttention(dim, num_heads=heads, window_size=window, **dd)
         # The projection acts on the whole map, before it is cut into windows.
         self.attention.qkv = nn.Identity()  # pyright: ignore
@@ -47,7 +46,7 @@ class WindowAttention2d(nn.Module):
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""
         if isinstance(x, Tensor) and x.shape[0] == 0:
             return x  # timm's attention cannot tell its shape
-        qkv = self.in_proj(x, earlier).permute(0, 2, 3, 1)
+        qkv = self.project(x, earlier).unflatten(1, x.shape[2:])
         windows = partition(qkv, self.window, self.shift)
         mask = shift_mask(qkv, self.window) if self.shift else None
         y = self.attention(windows, mask)
@@ -58,9 +57,9 @@ class WindowAttention2d(nn.Module):
 def partition(x: Tensor, window: int, shift: bool) -> Tensor:
     """(B, H, W, C) -> (B * windows, window * window, C)."""
     B, H, W, C = x.shape
-    offset = _offset(H, W, window, shift)
     x = F.pad(x, (0, 0, 0, -W % window, 0, -H % window))
-    if offset > 0:
+    if shift:
+        offset = shift_of(H, W, window)
         x = torch.roll(x, (-offset, -offset), (1, 2))
     rows, cols = x.shape[1] // window, x.shape[2] // window
     x = x.reshape(B, rows, window, cols, window, C).transpose(2, 3)
@@ -74,8 +73,8 @@ def merge(windows: Tensor, like: Tensor, window: int, shift: bool) -> Tensor:
     rows, cols = (H + window - 1) // window, (W + window - 1) // window
     x = windows.reshape(B, rows, cols, window, window, -1).transpose(2, 3)
     x = x.reshape(B, rows * window, cols * window, -1)
-    offset = _offset(H, W, window, shift)
-    if offset > 0:
+    if shift:
+        offset = shift_of(H, W, window)
         x = torch.roll(x, (offset, offset), (1, 2))
     return x[:, :H, :W].contiguous()
 
@@ -84,7 +83,7 @@ def merge(windows: Tensor, like: Tensor, window: int, shift: bool) -> Tensor:
 def shift_mask(like: Tensor, window: int) -> Tensor:
     """0 between pixels of one window that were neighbours before the shift, else -100: (windows, area, area)."""
     H, W = like.shape[1], like.shape[2]
-    offset = _offset(H, W, window, True)
+    offset = shift_of(H, W, window)
     region = _region(H, window, offset, like)[:, None] * 3 + _region(W, window, offset, like)[None, :]
     cut = partition(region[None, :, :, None], window, False)[:, :, 0]
     return (cut[:, None, :] != cut[:, :, None]).to(like.dtype) * -100.0
@@ -97,5 +96,7 @@ def _region(side: int, window: int, offset: int, like: Tensor) -> Tensor:
     return (i >= length - window).int() + (i >= length - offset).int()
 
 
-def _offset(H: int, W: int, window: int, shift: bool) -> int:
-    return window // 2 if shift and (H > window or W > window) else 0
+def shift_of(H: int, W: int, window: int) -> int:
+    """Half a window, or 0 where the map is no larger than one. No branch, which would tie an exported program to sizes."""
+    windows = ((H + window - 1) // window) * ((W + window - 1) // window)
+    return window // 2 * (1 - 1 // windows)

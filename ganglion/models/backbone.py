@@ -4,18 +4,24 @@ Notable: one stage loop serves all networks. What a layer reads of earlier layer
 plan in which nothing is read. Features that no later layer reads are dropped at once.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from typing import Any, Literal
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint, reinit_non_persistent_buffers
+from timm.models._manipulate import reinit_non_persistent_buffers
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from ..errors import unknown
+from ..config import check_choice
+from ..layers.basic import PatchMerging
+from ..layers.emulation import Float32Products, emulated
 from .connections import STAGE_INPUT, Plan
 
 
@@ -36,7 +42,7 @@ class Stage(nn.Module):
     ):
         """
         downsample: from (B, C, H, W) to the stage's maps, None for none.
-        blocks: called with x and the list of earlier features that the plan names.
+        blocks: called with x or, where the plan names earlier features, with a list of x and those.
         dpe: SparX's dynamic position encoding of each block's input. It runs here and not in the block, which would
             hold both the input and its encoding all the time.
 
@@ -68,17 +74,39 @@ class Stage(nn.Module):
             for j in self._frees[i]:
                 kept.pop(j)
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(_encode_and_run, dpe, block, x, earlier)
+                x = _checkpoint(dpe, block, x, earlier)
             else:
                 x = dpe(x)
-                x = block(x, earlier)
+                x = block([x] + earlier) if len(earlier) > 0 else block(x)
             if self._keeps[i]:
                 kept[i] = x
         return x
 
 
-def _encode_and_run(dpe: nn.Module, block: nn.Module, x: Tensor, earlier: list[Tensor]) -> Tensor:
-    return block(dpe(x), earlier)
+def _checkpoint(dpe: nn.Module, block: nn.Module, x: Tensor, earlier: list[Tensor]) -> Tensor:
+    """The block's output. Its activations are computed again in the backward pass."""
+
+    def run(x: Tensor, *earlier: Tensor) -> Tensor:
+        x = dpe(x)
+        return block([x, *earlier]) if earlier else block(x)
+
+    if torch.compiler.is_compiling():  # a graph recomputes what gradients need, which statistics are not
+        return checkpoint(run, x, *earlier, use_reentrant=False)
+    contexts = lambda: (nullcontext(), _statistics_left_alone(block))  # noqa: E731
+    return checkpoint(run, x, *earlier, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
+    """BatchNorm layers in `module` do not update their running statistics."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class PositionEmbedding(nn.Module):
@@ -112,6 +140,46 @@ def _restore_buffers(model: nn.Module, incompatible_keys: Any) -> None:
     reinit_non_persistent_buffers(model)
 
 
+def float32_products(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, with its linear layers and convolutions in float32 where this machine emulates the dtype of x."""
+
+    @wraps(forward)
+    def run(self, x: Tensor, *args, **kwargs):
+        if not emulated(x):
+            return forward(self, x, *args, **kwargs)
+        with Float32Products():
+            return forward(self, x, *args, **kwargs)
+
+    return run
+
+
+def _dilate(stage: nn.Module, dilation: int) -> None:
+    """Take away the stride of `stage`, whose input is dilated by `dilation`, and dilate what follows twice as much."""
+    for module in stage.downsample.modules():
+        if isinstance(module, PatchMerging):
+            module.stride, module.dilation = 1, dilation
+        elif isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+            _set_dilation(module, dilation)
+    for part in (stage.dpe, stage.blocks):
+        for module in part.modules():
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels:
+                _set_dilation(module, 2 * dilation)
+
+
+def _set_dilation(conv: nn.Conv2d, dilation: int) -> None:
+    conv.dilation = (dilation, dilation)
+    conv.padding = tuple(p * dilation for p in conv.padding)
+    conv._reversed_padding_repeated_twice = [p for p in reversed(conv.padding) for _ in range(2)]
+
+
+class OutNorms(nn.ModuleList):
+    """One norm for each map of the pyramid. In a chain of the network's children it passes the features on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 class Backbone(nn.Module):
     """Stem, stages, norm, pooling head: timm's model contract over any stages.
 
@@ -120,6 +188,10 @@ class Backbone(nn.Module):
 
     out_norms: one norm per stage, applied to every map of the pyramid but not to what the next stage receives: the
         form in which both papers attach detection and segmentation heads.
+    output_stride: 32, 16 or 8, at which the maps stop shrinking. The stages from there on have no stride; their
+        depthwise convolutions are dilated, as timm's (the scans and windows need nothing).
+
+    Raises ValueError for another output_stride.
     """
 
     def __init__(
@@ -136,25 +208,34 @@ class Backbone(nn.Module):
         drop_rate: float = 0.0,
         pos_embed: PositionEmbedding | None = None,
         out_norms: Sequence[nn.Module] | None = None,
+        output_stride: int = 32,
         device=None,
         dtype=None,
     ):
         super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride is {output_stride!r}: expected 32, 16 or 8")
         self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = dims[-1]
         self.grad_checkpointing = False
         self.stem = stem
         self.pos_embed = pos_embed if pos_embed is not None else nn.Identity()
         self.stages = nn.Sequential(*stages)
-        self.feature_info = [
-            {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"stages.{i}"}
-            for i, dim in enumerate(dims)
-        ]
+        self.feature_info = []
+        stride, dilation = patch_size, 1
+        for i, (stage, dim) in enumerate(zip(stages, dims, strict=True)):
+            if i and stride >= output_stride:
+                _dilate(stage, dilation)
+                dilation *= 2
+            elif i:
+                stride *= 2
+            self.feature_info.append({"num_chs": dim, "reduction": stride, "module": f"stages.{i}"})
+        self.has_out_norms = out_norms is not None
+        self.out_norms = OutNorms(out_norms if out_norms is not None else [nn.Identity() for _ in stages])
         self.norm = norm
         self.head = ClassifierHead(
             dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
         )
-        self.out_norms = nn.ModuleList(out_norms if out_norms is not None else [])
         self.register_load_state_dict_post_hook(_restore_buffers)
 
     @torch.jit.ignore  # pyright: ignore
@@ -195,6 +276,7 @@ class Backbone(nn.Module):
         placement: dict[str, Any] = get_device_dtype(self)
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **placement)
 
+    @float32_products
     def forward_intermediates(
         self,
         x: Tensor,
@@ -212,19 +294,17 @@ class Backbone(nn.Module):
 
         Raises ValueError for another `output_fmt`.
         """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(unknown("output_fmt", output_fmt, ("NCHW", "NHWC")))
+        if not torch.jit.is_scripting():
+            check_choice("output_fmt", output_fmt, Literal["NCHW", "NHWC"])
         taken, last = feature_take_indices(len(self.stages), indices)
-        maps = []
+        maps: list[Tensor] = []
         x = self.pos_embed(self.stem(x))
-        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
+        for i, (stage, out_norm) in enumerate(zip(self.stages, self.out_norms)):
+            if i <= last or not stop_early:
+                x = stage(x)
             if i in taken:
-                out = x
-                if len(self.out_norms):
-                    out = self.out_norms[i](x)
-                elif norm and i == len(self.stages) - 1:
-                    out = self.norm(x)
+                is_last = i == len(self.stages) - 1
+                out = self.norm(x) if norm and is_last and not self.has_out_norms else out_norm(x)
                 maps.append(out.permute(0, 2, 3, 1) if output_fmt == "NHWC" else out)
         if intermediates_only:
             return maps
@@ -245,13 +325,10 @@ class Backbone(nn.Module):
             self.reset_classifier(0, "")
         return taken
 
+    @float32_products
     def forward_features(self, x: Tensor) -> Tensor:
         """Images -> the normalised last map, (B, C, ceil(H/32), ceil(W/32))."""
-        x = self.pos_embed(self.stem(x))
-        # Not self.stages(x), whose call would hold the stem's map to the end.
-        for stage in self.stages:
-            x = stage(x)
-        return self.norm(x)
+        return self.norm(self.stages(self.pos_embed(self.stem(x))))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits, or the pooled features if `pre_logits`."""

@@ -7,8 +7,11 @@ import inspect
 from typing import Any, TypeVar
 
 import timm
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg
+from timm.models._features import FeatureGetterNet
+from torch import Tensor
 
 from ..config import override
 from ..errors import unknown
@@ -23,6 +26,26 @@ _TIMMS = inspect.signature(build_model_with_cfg).parameters.keys() | {
     "out_indices",
     "feature_cls",
 }
+
+
+class Pyramid(FeatureGetterNet):
+    """timm's `features_only=True` form. A script knows what it returns, and it can recompute blocks in the backward pass."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = self.model.forward_intermediates(
+            x,
+            indices=self.out_indices,
+            norm=self.norm,
+            output_fmt=self.output_fmt,
+            intermediates_only=True,
+        )
+        assert isinstance(maps, list)
+        return maps
+
+    @torch.jit.ignore  # pyright: ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As the network's."""
+        self.model.set_grad_checkpointing(enable)
 
 
 def default_cfg(**kwargs: Any) -> dict[str, Any]:
@@ -56,7 +79,7 @@ def build(network: type[Network], variant: str, pretrained: bool, config: Any, *
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": Pyramid, "flatten_sequential": True},
         config=override(config, kwargs),
         **kwargs,
     )

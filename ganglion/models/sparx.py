@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from timm.layers import LayerNorm2d, calculate_drop_path_rates
+from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
@@ -170,6 +170,7 @@ class SparX(Backbone):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         out_norms: bool = False,
+        output_stride: int = 32,
         backend: str = "auto",
         device=None,
         dtype=None,
@@ -210,7 +211,8 @@ class SparX(Backbone):
             in_chans=in_chans,
             global_pool=global_pool,
             drop_rate=drop_rate,
-            out_norms=[LayerNorm2d(dim, eps=1e-6, **dd) for dim in c.dims] if out_norms else None,
+            out_norms=[make_norm("ln", dim, eps=1e-6, **dd) for dim in c.dims] if out_norms else None,
+            output_stride=output_stride,
             **dd,
         )
         self.config = config

@@ -99,6 +99,7 @@ class VMamba(Backbone):
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] = 224,
         out_norms: bool = False,
+        output_stride: int = 32,
         backend: str = "auto",
         device=None,
         dtype=None,
@@ -130,6 +131,7 @@ class VMamba(Backbone):
             drop_rate=drop_rate,
             pos_embed=pos_embed,
             out_norms=[make_norm("ln", dim, **dd) for dim in c.dims] if out_norms else None,
+            output_stride=output_stride,
             **dd,
         )
         self.config = config

@@ -92,7 +92,9 @@ def causal_conv1d(
     return (y, padded[..., padded.shape[2] - before :].clone()) if return_final_states else y
 
 
-def is_depthwise(weight: Tensor, stride: Sequence[int], padding: Sequence[int], groups: int) -> bool:
+def is_depthwise(
+    weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
     """Whether a convolution with these arguments of `F.conv2d` is one that `depthwise_conv2d` computes.
 
     Never while a graph is recorded, which then has the arguments as they are.
@@ -107,6 +109,7 @@ def is_depthwise(weight: Tensor, stride: Sequence[int], padding: Sequence[int], 
         and height % 2 == 1
         and tuple(stride) == (1, 1)
         and tuple(padding) == (height // 2, height // 2)
+        and tuple(dilation) == (1, 1)
     )
 
 

@@ -19,7 +19,8 @@ class GanglionConvNeXtBlock(nn.Module):
         self.aggregate = DMCA(dim, n_earlier, dim, sr_ratio=2) if n_earlier else None
         self.block = ConvNeXtBlock(dim)
 
-    def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        x, *earlier = x if isinstance(x, list) else [x]
         if self.aggregate is not None:
             x = x + self.aggregate(x, earlier)
         return self.block(x)

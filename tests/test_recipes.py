@@ -251,7 +251,7 @@ def test_other_batch_scales_vmamba_and_not_sparx():
 
 
 #: What decays in the scripts, by the kind of module and the parameter's name.
-_MATRICES = {("Conv2d", "weight"), ("Linear", "weight"), ("Linear2d", "weight"), ("Projection", "weight"),
+_MATRICES = {("Conv2d", "weight"), ("Linear", "weight"), ("DepthwiseConv2d", "weight"),
              ("ResidualDWConv", "weight"), ("SS2D", "x_proj_weight"), ("SS2D", "dt_projs_weight")}  # fmt: skip
 _SCALES = {("SS2D", "A_logs"), ("SS2D", "dt_projs_bias"), ("IdentityScale", "weight"),
            ("WindowAttention", "relative_position_bias_table")}  # fmt: skip

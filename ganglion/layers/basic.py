@@ -82,7 +82,14 @@ class DepthwiseConv2d(nn.Conv2d):
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = True, device=None, dtype=None):
         padding = kernel_size // 2
         super().__init__(
-            channels, channels, kernel_size, padding=padding, groups=channels, bias=bias, device=device, dtype=dtype
+            channels,
+            channels,
+            kernel_size,
+            padding=padding,
+            groups=channels,
+            bias=bias,
+            device=device,
+            dtype=dtype,
         )
 
     def forward(self, x: Tensor) -> Tensor:

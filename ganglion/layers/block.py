@@ -45,12 +45,13 @@ class Block(nn.Module):
         self.ls2 = IdentityScale(dim, **dd) if layer_scale and mlp is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
-        """x -> (B, C, H, W)."""
+    def forward(self, features: Tensor | list[Tensor]) -> Tensor:
+        """x, or x and the earlier features -> (B, C, H, W)."""
         earlier: list[Tensor] = []
-        if isinstance(x, list):
-            earlier = x[1:]
-            x = x[0]
+        if isinstance(features, list):
+            x, earlier = features[0], features[1:]
+        else:
+            x = features
         if self.mixer is not None and self.norm1 is not None:
             if self.post_norm:
                 branch = self.norm1(self.mixer(x, earlier))

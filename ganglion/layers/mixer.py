@@ -18,10 +18,17 @@ class Mixer(nn.Module):
     Raises TypeError without that attribute and ValueError if it is not `channels`.
     """
 
-    __constants__ = ["aggregates"]
+    __constants__ = ("aggregates",)
 
     def __init__(
-        self, dim: int, channels: int, in_proj: nn.Module | None, *, bias: bool = True, device=None, dtype=None
+        self,
+        dim: int,
+        channels: int,
+        in_proj: nn.Module | None,
+        *,
+        bias: bool = True,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

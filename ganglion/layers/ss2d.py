@@ -151,7 +151,11 @@ class SS2D(Mixer):
         y = self.conv(to_map(y, x))
         y = self.act(to_tokens(y))
         height, width = x.shape[2], x.shape[3]
-        y = self._cascade_scan(y, height, width) if self.cascade else self._scan(y, height, width, 0, len(self.routes))
+        y = (
+            self._cascade_scan(y, height, width)
+            if self.cascade
+            else self._scan(y, height, width, 0, len(self.routes))
+        )
         y = self.out_norm(to_map(y, x))
         y = self.out_act(to_tokens(y))
         if z is not None:

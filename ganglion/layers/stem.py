@@ -15,7 +15,9 @@ from .basic import ConvNorm, Norm, PatchMerging
 Downsample = Literal["merge", "conv2", "conv3"]
 
 
-def patch_stem(in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device=None, dtype=None) -> nn.Sequential:
+def patch_stem(
+    in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device=None, dtype=None
+) -> nn.Sequential:
     """One convolution of a patch, at the stride of a patch (VMamba's stem v1). Side n becomes n // patch_size."""
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
     return nn.Sequential(ConvNorm(in_chans, dim, patch_size, stride=patch_size, padding=0, norm=norm, **dd))

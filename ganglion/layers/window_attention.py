@@ -97,6 +97,6 @@ def _region(side: int, window: int, offset: int, like: Tensor) -> Tensor:
 
 
 def shift_of(H: int, W: int, window: int) -> int:
-    """Half a window, or 0 where the map is no larger than one. No branch, which would tie an exported program to sizes."""
+    """Half a window, or 0 for a map no larger than one; no branch, which would tie exported programs to sizes."""
     windows = ((H + window - 1) // window) * ((W + window - 1) // window)
     return window // 2 * (1 - 1 // windows)

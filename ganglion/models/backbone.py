@@ -23,6 +23,7 @@ from ..config import check_choice
 from ..layers.basic import PatchMerging
 from ..layers.emulation import Float32Products, emulated
 from .connections import STAGE_INPUT, Plan
+from .official import current_name
 
 
 class Stage(nn.Module):
@@ -129,6 +130,12 @@ def resize_like(embed: Tensor, x: Tensor) -> Tensor:
     return F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
 
 
+def _rename(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Names of an earlier version become those of this one."""
+    for name in [n for n in state_dict if n.startswith(prefix) and n != current_name(n)]:
+        state_dict[current_name(name)] = state_dict.pop(name)
+
+
 def _restore_buffers(model: nn.Module, incompatible_keys: Any) -> None:
     """Compute the buffers that state dicts leave out: of a model made on the meta device they hold no values yet."""
     device = next((p.device for p in model.parameters() if not p.is_meta), None)
@@ -153,7 +160,7 @@ def float32_products(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _dilate(stage: nn.Module, dilation: int) -> None:
+def _dilate(stage: Stage, dilation: int) -> None:
     """Take away the stride of `stage`, whose input is dilated by `dilation`, and dilate what follows twice as much."""
     for module in stage.downsample.modules():
         if isinstance(module, PatchMerging):
@@ -169,8 +176,9 @@ def _dilate(stage: nn.Module, dilation: int) -> None:
 
 def _set_dilation(conv: nn.Conv2d, dilation: int) -> None:
     conv.dilation = (dilation, dilation)
-    conv.padding = tuple(p * dilation for p in conv.padding)
-    conv._reversed_padding_repeated_twice = [p for p in reversed(conv.padding) for _ in range(2)]
+    height, width = (int(p) * dilation for p in conv.padding)
+    conv.padding = (height, width)
+    conv._reversed_padding_repeated_twice = [width, width, height, height]
 
 
 class OutNorms(nn.ModuleList):
@@ -236,6 +244,7 @@ class Backbone(nn.Module):
         self.head = ClassifierHead(
             dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
         )
+        self.register_load_state_dict_pre_hook(_rename)
         self.register_load_state_dict_post_hook(_restore_buffers)
 
     @torch.jit.ignore  # pyright: ignore

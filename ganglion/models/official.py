@@ -90,8 +90,8 @@ SPARX: Rules = (
     (_THEIRS + "op.k.*", _OURS + "mixer.in_proj.k.*"),
     (_THEIRS + "op.v.*", _OURS + "mixer.in_proj.v.*"),
     (_THEIRS + "op.scale", _OURS + "mixer.in_proj.attention.scale"),
-    (_THEIRS + "op.in_proj.0.*", _OURS + "mixer.in_proj.fuse.0.*"),
-    (_THEIRS + "op.in_proj.2.*", _OURS + "mixer.in_proj.fuse.2.*"),
+    (_THEIRS + "op.in_proj.0.*", _OURS + "mixer.in_proj.fusion.0.*"),
+    (_THEIRS + "op.in_proj.2.*", _OURS + "mixer.in_proj.fusion.2.*"),
     (_THEIRS + "op.conv2d.*", _OURS + "mixer.conv.*"),
     (_THEIRS + "op.*", _OURS + "mixer.*"),
     (_THEIRS + "*", _OURS + "*"),
@@ -146,16 +146,21 @@ def detect(names: Iterable[str]) -> Family | None:
     return None
 
 
+def current_name(name: str) -> str:
+    """What one of our names is called in this version."""
+    return name.replace(".in_proj.fuse.", ".in_proj.fusion.")
+
+
 def to_ganglion(names: Iterable[str]) -> dict[str, str]:
     """Published names -> ours, for the names of one network in any published layout.
 
-    Names in no published layout map to themselves. Shapes may still differ: some published weights are
-    (out, in, 1, 1) where ours are (out, in). `ganglion.load_checkpoint` sees to both.
+    Names in no published layout are ours, of this or an earlier version. Shapes may still differ: some published
+    weights are (out, in, 1, 1) where ours are (out, in). `ganglion.load_checkpoint` sees to both.
     """
     published = list(names)
     family = detect(published)
     if family is None:
-        return {name: name for name in published}
+        return {name: current_name(name) for name in published}
     if family == "sparx":
         return {name: _rename(name, SPARX) for name in published}
 

@@ -29,10 +29,10 @@ _TIMMS = inspect.signature(build_model_with_cfg).parameters.keys() | {
 
 
 class Pyramid(FeatureGetterNet):
-    """timm's `features_only=True` form. A script knows what it returns, and it can recompute blocks in the backward pass."""
+    """timm's `features_only=True` form, with a result that TorchScript knows, and gradient checkpointing."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = self.model.forward_intermediates(
+        maps = self.model.forward_intermediates(  # pyright: ignore
             x,
             indices=self.out_indices,
             norm=self.norm,
@@ -45,7 +45,7 @@ class Pyramid(FeatureGetterNet):
     @torch.jit.ignore  # pyright: ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As the network's."""
-        self.model.set_grad_checkpointing(enable)
+        self.model.set_grad_checkpointing(enable)  # pyright: ignore
 
 
 def default_cfg(**kwargs: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ganglion.layers.dmca import DMCA, ChannelAttention, Fusion
 def test_fusion_has_equal_groups_and_nothing_over_where_there_is_one(skip, out_channels):
     dmca = DMCA(8, 2, out_channels, sr_ratio=1, groups=4, skip=skip)
     parts = 3 if skip else 1
-    shapes = {name: tuple(p.shape) for name, p in dmca.fuse.named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in dmca.fusion.named_parameters()}
     assert shapes == {
         "0.weight": (parts * 8, 1, 3, 3),
         "0.bias": (parts * 8,),
@@ -25,9 +25,8 @@ def test_fusion_has_equal_groups_and_nothing_over_where_there_is_one(skip, out_c
 
 
 def test_channels_over_are_means_of_what_was_fused():
-    fuse = Fusion(6, 20)  # three groups of six, two over
-    maps = [torch.randn(1, 6, 3, 4).contiguous(memory_format=torch.channels_last) for _ in range(3)]
-    y = fuse(maps)
+    fusion = Fusion(6, 20)  # three groups of six, two over
+    y = fusion(torch.randn(1, 18, 3, 4).contiguous(memory_format=torch.channels_last))
     assert y.shape == (1, 20, 3, 4)
     torch.testing.assert_close(y[:, 18], y[:, :9].mean(1))
     torch.testing.assert_close(y[:, 19], y[:, 9:18].mean(1))

@@ -76,7 +76,7 @@ def test_own_state_dicts_go_back_to_published_names_and_shapes(golden, target):
         ("layers.1.blocks.1.norm.weight", "stages.1.blocks.1.norm1.weight"),
         ("layers.1.blocks.1.norm2.weight", "stages.1.blocks.1.norm2.weight"),
         ("layers.1.blocks.1.op.in_proj.weight", "stages.1.blocks.1.mixer.in_proj.weight"),
-        ("layers.1.blocks.1.op.in_proj.2.bias", "stages.1.blocks.1.mixer.in_proj.fuse.2.bias"),
+        ("layers.1.blocks.1.op.in_proj.2.bias", "stages.1.blocks.1.mixer.in_proj.fusion.2.bias"),
         ("layers.1.blocks.1.op.d_proj.3.weight", "stages.1.blocks.1.mixer.in_proj.d_proj.3.weight"),
         ("layers.1.blocks.1.op.q.0.1.weight", "stages.1.blocks.1.mixer.in_proj.q.0.1.weight"),
         ("layers.1.blocks.1.op.scale", "stages.1.blocks.1.mixer.in_proj.attention.scale"),

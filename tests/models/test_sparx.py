@@ -71,7 +71,7 @@ def test_golden_ganglion_layer(size):
     block = model.stages[1].blocks[1]
     seen = {}
     model.stages[1].dpe[1].register_forward_hook(lambda m, args, y: seen.update(x=args[0]))
-    block.register_forward_hook(lambda m, args, y: seen.update(shortcut=torch.cat(args[1], 1), out=y))
+    block.register_forward_hook(lambda m, args, y: seen.update(shortcut=torch.cat(args[0][1:], 1), out=y))
     block.mixer.register_forward_hook(lambda m, args, y: seen.update(mixer_in=args[0], mixer_out=y))
     size = golden.meta["inputs"]["64"]
     with torch.inference_mode():

@@ -301,14 +301,15 @@ def test_arguments_that_keep_pytorch():
 
 def test_which_convolutions_are_depthwise():
     weight = torch.empty(8, 1, 3, 3)
-    assert is_depthwise(weight, [1, 1], [1, 1], 8)
-    assert is_depthwise(weight, (1, 1), (1, 1), 8)
-    assert not is_depthwise(weight, [2, 2], [1, 1], 8)
-    assert not is_depthwise(weight, [1, 1], [0, 0], 8)
-    assert not is_depthwise(weight, [1, 1], [1, 1], 4)
-    assert not is_depthwise(torch.empty(8, 2, 3, 3), [1, 1], [1, 1], 8)
-    assert not is_depthwise(torch.empty(8, 1, 3, 5), [1, 1], [1, 1], 8)
-    assert not is_depthwise(torch.empty(8, 1, 2, 2), [1, 1], [1, 1], 8)
+    assert is_depthwise(weight, [1, 1], [1, 1], [1, 1], 8)
+    assert is_depthwise(weight, (1, 1), (1, 1), [1, 1], 8)
+    assert not is_depthwise(weight, [2, 2], [1, 1], [1, 1], 8)
+    assert not is_depthwise(weight, [1, 1], [0, 0], [1, 1], 8)
+    assert not is_depthwise(weight, [1, 1], [1, 1], [1, 1], 4)
+    assert not is_depthwise(weight, [1, 1], [1, 1], [2, 2], 8)
+    assert not is_depthwise(torch.empty(8, 2, 3, 3), [1, 1], [1, 1], [1, 1], 8)
+    assert not is_depthwise(torch.empty(8, 1, 3, 5), [1, 1], [1, 1], [1, 1], 8)
+    assert not is_depthwise(torch.empty(8, 1, 2, 2), [1, 1], [1, 1], [1, 1], 8)
 
 
 @pytest.mark.parametrize(
@@ -318,16 +319,16 @@ def test_which_convolutions_are_depthwise():
 )
 def test_other_convolutions_are_those_of_pytorch(arguments, calls):
     inner, outer, kernel_size, stride, padding, groups = arguments
-    layer = basic.Conv2d(inner, outer, kernel_size, stride=stride, padding=padding, groups=groups)
+    layer = nn.Conv2d(inner, outer, kernel_size, stride=stride, padding=padding, groups=groups)
     x = normal(2, inner, 6, 6)
-    y = layer(x)
+    y = basic.conv2d(x, layer.weight, layer.bias, [stride] * 2, [padding] * 2, [1, 1], groups)
     y.sum().backward()
     assert calls == []
     assert torch.equal(y, F.conv2d(x, layer.weight, layer.bias, stride, padding, groups=groups))
 
 
 def layers() -> dict[str, nn.Module]:
-    return {"conv": basic.Conv2d(8, 8, 5, padding=2, groups=8), "residual": basic.ResidualDWConv(8)}
+    return {"conv": basic.DepthwiseConv2d(8, 5), "residual": basic.ResidualDWConv(8)}
 
 
 @pytest.mark.parametrize("name", layers())
@@ -366,7 +367,7 @@ def test_graphs_contain_plain_convolutions(name):
 
     symbolic = torch.fx.symbolic_trace(layer)
     functions = [node.target for node in symbolic.graph.nodes if node.op == "call_function"]
-    assert functions == [basic.conv2d if name == "conv" else basic.residual_depthwise]
+    assert functions == [basic.conv2d if name == "conv" else basic.residual_conv2d]
 
     for graph in (torch.jit.script(layer).inlined_graph, torch.jit.trace(layer, x).inlined_graph):
         kinds = [node.kind() for node in graph.nodes()]
@@ -381,7 +382,7 @@ def test_graphs_contain_plain_convolutions(name):
 
 
 def test_compiled_gradients_equal_eager_ones():
-    layer, x = basic.Conv2d(8, 8, 5, padding=2, groups=8), normal(2, 8, 5, 7)
+    layer, x = basic.DepthwiseConv2d(8, 5), normal(2, 8, 5, 7)
     grads = []
     for call in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
         layer.zero_grad()
@@ -427,7 +428,7 @@ def test_a_network_trains_with_the_kernel_as_without(calls, monkeypatch):
     scale = torch.stack([g.square().mean() for g in without.values()]).mean().sqrt()
     for name, grad in without.items():
         error = (with_kernel[name] - grad).square().mean().sqrt()
-        assert error <= 1e-5 * (grad.square().mean().sqrt() + 1e-3 * scale), name
+        assert error <= 2e-5 * (grad.square().mean().sqrt() + 1e-3 * scale), name
 
 
 @contextlib.contextmanager

@@ -61,20 +61,19 @@ class ConcatQueryValue(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Attention of the pixels of q, (B, C, H, W), to those of k and v, (B, C, h, w), in heads."""
+    """Attention of the tokens of q, (B, L, C), to those of k and v, (B, N, C), in heads."""
 
     def __init__(self, heads: int):
         super().__init__()
         self.heads = heads
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, C, H, W = q.shape
         z = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))
-        return z.transpose(1, 2).reshape(B, H, W, C).permute(0, 3, 1, 2)
+        return z.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, heads, h * w, C / heads)."""
-        return x.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        """(B, L, C) -> (B, heads, L, C / heads)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class SpatialDMCA(nn.Module):
@@ -119,7 +118,7 @@ class SpatialDMCA(nn.Module):
         else:
             k, v = self.k(k), self.v(v)
             v_tokens = F.adaptive_avg_pool2d(v, k.shape[2:])
-        z = self.attention(q, k, v_tokens)
+        z = to_map(self.attention(to_tokens(q), to_tokens(k), to_tokens(v_tokens)), q)
         return self.fusion(torch.cat([q if self.sr_ratio == 1 else x, z, v], 1))
 
     def _pyramid(self, x: Tensor) -> Tensor:
@@ -131,7 +130,7 @@ class SpatialDMCA(nn.Module):
 
 
 class MergedTokens(nn.Module):
-    """Keys and values of one earlier feature, (B, C, H, W) -> (B, 2 C, h, w): calibrated, merged, projected."""
+    """Keys and values of one earlier feature, (B, C, H, W) -> (B, h * w, 2 C): calibrated, merged, projected."""
 
     def __init__(self, dim: int, sr_ratio: int, *, device=None, dtype=None):
         super().__init__()
@@ -142,8 +141,7 @@ class MergedTokens(nn.Module):
         self.project = nn.Linear(dim, 2 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.merge(self.norm(x) * self.calibrate)
-        return to_map(self.project(to_tokens(x)), x)
+        return self.project(to_tokens(self.merge(self.norm(x) * self.calibrate)))
 
 
 class CrossAttention(nn.Module):
@@ -177,10 +175,11 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         tokens: list[Tensor] = []
         for i, kv in enumerate(self.kv):
-            tokens.append(kv(earlier[i]).flatten(2))
-        k, v = torch.cat(tokens, 2).unsqueeze(3).chunk(2, 1)
-        z = self.proj(self.attention(self.q(x), k, v))
-        return self.in_proj(torch.cat([x, z], 1))
+            tokens.append(kv(earlier[i]))
+        k, v = torch.cat(tokens, 1).chunk(2, 2)
+        x_BLC = to_tokens(x)
+        z = self.proj(self.attention(self.q(x_BLC), k, v))
+        return to_map(self.in_proj(torch.cat([x_BLC, z], 2)), x)
 
 
 def make_aggregator(

@@ -99,15 +99,16 @@ def _checkpoint(dpe: nn.Module, block: nn.Module, x: Tensor, earlier: list[Tenso
 
 @contextmanager
 def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
-    """BatchNorm layers in `module` do not update their running statistics."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """BatchNorm layers in `module` do not update their running statistics, but keep for backward what they always do."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class PositionEmbedding(nn.Module):

@@ -99,7 +99,7 @@ def _checkpoint(dpe: nn.Module, block: nn.Module, x: Tensor, earlier: list[Tenso
 
 @contextmanager
 def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
-    """BatchNorm layers in `module` do not update their running statistics, but keep for backward what they always do."""
+    """BatchNorm layers in `module` do not update their running statistics. What they keep for backward is the same."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

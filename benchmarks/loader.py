@@ -32,6 +32,7 @@ from benchmarks._networks import build, forward, seconds_in_turn, settings, trai
 from ganglion.data import (
     Augmentation,
     ImageSource,
+    Processes,
     eval_loader,
     eval_transform,
     open_dataset,
@@ -106,7 +107,9 @@ def write_arrays(folder: Path, count: int) -> None:
 
 def train_loader(case: Case, source: ImageSource, workers: int):
     transform = train_transform(case.augmentation, case.data_config)
-    return make_train_loader(source, transform, batch_size=case.batch, seed=0, num_workers=workers)
+    return make_train_loader(
+        source, transform, batch_size=case.batch, seed=0, processes=Processes(workers=workers)
+    )
 
 
 def check(case: Case, source: ImageSource, workers: list[int]) -> None:
@@ -131,7 +134,7 @@ def run(title: str, case: Case, source: ImageSource, args: argparse.Namespace, d
         transform = eval_transform(case.data_config)
         loaders["training", number] = train_loader(case, source, number)
         loaders["evaluation", number] = eval_loader(
-            source, transform, batch_size=case.batch, num_workers=number
+            source, transform, batch_size=case.batch, processes=Processes(workers=number)
         )
     epochs = {name: lambda loader=loader: [None for _ in loader] for name, loader in loaders.items()}
     seconds = seconds_in_turn(epochs, args.rounds)  # pyright: ignore

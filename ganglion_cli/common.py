@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch
 
-    from ganglion.tasks.classification.metrics import Counts
     from ganglion.tasks.loading import LoadedModel
+    from ganglion.training.metrics import Metrics
 
 
 def positive(text: str) -> int:
@@ -65,6 +65,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         metavar="FILE",
         help="exported folder, training checkpoint (.ckpt) or published file; without, the published weights",
+    )
+    parser.add_argument(
+        "--task", metavar="FOLDER", help="a task of your own that the checkpoint is of; its code runs"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
 
@@ -159,23 +162,40 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set
         print(("  " + "  ".join(padded)).rstrip())
 
 
-class ProgressLine:
-    """How far an evaluation is, on stderr: one line that changes on a terminal, else a line every 10 seconds."""
+def titled(title: str) -> tuple[str, str]:
+    """A title, and what stands behind a value: `top-1 %` is shown as `top-1` and ` %`."""
+    return title.removesuffix(" %"), " %" if title.endswith(" %") else ""
 
-    def __init__(self, total: int, title: str = ""):
-        self._total, self._title = total, title
+
+def as_text(name: str, value: float) -> str:
+    """A value of a network's metrics as tables show it."""
+    from ganglion.training.metrics import as_text
+
+    return as_text(name, value)
+
+
+class ProgressLine:
+    """How far an evaluation is, on stderr: one line that changes on a terminal, else a line every 10 seconds.
+
+    monitor: name of the value that is shown meanwhile.
+    """
+
+    def __init__(self, total: int, monitor: str, title: str = ""):
+        self._total, self._monitor, self._title = total, monitor, title
         self._terminal = sys.stderr.isatty()
         self._start = self._shown = time.monotonic()
 
-    def __call__(self, counts: Counts) -> None:
+    def __call__(self, metrics: Metrics) -> None:
         now = time.monotonic()
         if now - self._shown < (0.2 if self._terminal else 10):
             return
         self._shown = now
-        done = counts.images
+        done, name = metrics.images, self._monitor
         rate = done / (now - self._start)
         left = timedelta(seconds=round((self._total - done) / rate)) if rate else "?"
-        text = f"{self._title}{done}/{self._total} images, top-1 {counts.top1:.2f} %, {rate:.1f} images/s, {left} left"
+        title, unit = titled(metrics.TITLES.get(name, name))
+        value = f"{title} {as_text(name, metrics.values()[name])}{unit}"
+        text = f"{self._title}{done}/{self._total} images, {value}, {rate:.1f} images/s, {left} left"
         print(
             f"\r{text}\x1b[K" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr
         )
@@ -191,6 +211,6 @@ def load(args: argparse.Namespace) -> LoadedModel:
     from ganglion.tasks.loading import load_model
 
     try:
-        return load_model(args.checkpoint or args.model, model=args.model)
+        return load_model(args.checkpoint or args.model, model=args.model, task=args.task)
     except (ValueError, OSError) as error:
         fail(args, error)

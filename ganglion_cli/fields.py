@@ -18,9 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_FIT = ("ganglion", "tasks", "fit")  # where the parser is made
-#: What stands for classes in its calls.
-_CLASSES = {"self.trainer_class": "Trainer", "self._model_class": 1, "self._datamodule_class": 2}
+_TASKS, _FIT = ("ganglion", "tasks"), ("ganglion", "tasks", "fit")  # what there is; where the parser is made
+#: What stands for classes in its calls: Lightning's, and those that a task's training.py names.
+_CLASSES = {"self.trainer_class": "Trainer", "self._model_class": "TASK", "self._datamodule_class": "DATA"}
 
 
 @dataclass(frozen=True)
@@ -98,29 +98,48 @@ def alternatives(annotation: ast.expr) -> tuple[Any, ...]:
 
 @cache
 def task_names() -> tuple[str, ...]:
-    return tuple(_constant(_source(*_FIT), "TASKS"))
+    """Of this library's tasks; others are folders."""
+    return tuple(_constant(_source(*_TASKS), "TASKS"))
+
+
+def is_task(value: str) -> bool:
+    """Whether this is the name of a task, or the folder of one."""
+    return value in task_names() or (_folder(value) / "training.py").is_file()
+
+
+def _folder(task: str) -> Path:
+    return _source(*_TASKS).parent / task if task in task_names() else Path(task)
 
 
 @cache
 def groups(task: str) -> tuple[Group, ...]:
-    """The options of a task in the order of the help; those of no class first, in a group without a name."""
-    path = _source(*_FIT)
-    module, *classes = _constant(path, "TASKS")[task]
-    task_path = path.parent.joinpath(*module.split(".")).with_suffix(".py")
+    """The options of a task in the order of the help; those of no class first, in a group without a name.
+
+    task: its name, or its folder.
+    """
+    path, training = _source(*_FIT), _folder(task) / "training.py"
     alone: list[Field] = []
     found: list[Group] = []
     hidden: set[str] = set()
     for call in _calls(path):
-        method, given = call.func.attr, call.args  # pyright: ignore
+        assert isinstance(call.func, ast.Attribute)
+        method, given = call.func.attr, call.args
         if method == "add_argument":
             alone.append(_argument(call))
         elif method == "link_arguments":
             hidden.add(ast.literal_eval(given[1]))
         elif method in ("add_lightning_class_args", "add_class_arguments"):
             name = _CLASSES.get(ast.unparse(given[0]), ast.unparse(given[0]))
-            where, name = (task_path, classes[name - 1]) if isinstance(name, int) else (path, name)
-            found += _groups(ast.literal_eval(given[1]), *_definition(where, name))
-    defaults, words = _constant(path, "_DEFAULTS"), _constant(path, "_HELP")
+            where = training if name in ("TASK", "DATA") else path
+            definition = _definition(where, name)
+            assert definition is not None, f"{where} defines no {name}"
+            found += _groups(ast.literal_eval(given[1]), *definition)
+    monitor, mode = _constant(_folder(task) / "metrics.py", "MONITOR")
+    defaults = _constant(path, "_DEFAULTS") | {
+        "checkpoint.monitor": f"val/{monitor}",
+        "checkpoint.mode": mode,
+    }
+    words = _constant(path, "_HELP")
     shown = [Group("", "a run", tuple(alone))]
     for group in found:
         if group.name in hidden:
@@ -143,8 +162,10 @@ def _groups(prefix: str, path: Path, node: ast.AST) -> list[Group]:
     assert isinstance(node, ast.ClassDef)
     doc, fields, below = _doc(node), [], []
     described = _described(doc)
-    for name, annotation, default in _parameters(node):
-        if isinstance(annotation, ast.Name) and (found := _definition(path, annotation.id)) is not None:
+    where, maker = _maker(path, node)
+    described = _described(_doc(maker)) | described
+    for name, annotation, default in _parameters(maker):
+        if isinstance(annotation, ast.Name) and (found := _definition(where, annotation.id)) is not None:
             inside, definition = found
             if isinstance(definition, ast.ClassDef):
                 if _is_dataclass(definition):
@@ -157,6 +178,19 @@ def _groups(prefix: str, path: Path, node: ast.AST) -> list[Group]:
     return [Group(prefix, doc.partition("\n")[0].rstrip("."), tuple(fields)), *below]
 
 
+def _maker(path: Path, node: ast.ClassDef) -> tuple[Path, ast.ClassDef]:
+    """The class that says what another is made from, and its file: that one, or the nearest above it."""
+    if _is_dataclass(node) or any(
+        isinstance(line, ast.FunctionDef) and line.name == "__init__" for line in node.body
+    ):
+        return path, node
+    for base in node.bases:
+        found = _definition(path, base.id) if isinstance(base, ast.Name) else None
+        if found is not None and isinstance(found[1], ast.ClassDef):
+            return _maker(found[0], found[1])
+    return path, node
+
+
 def _parameters(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr, ast.expr | None]]:
     """Name, annotation and default of what a class is made from."""
     if _is_dataclass(node):
@@ -164,7 +198,10 @@ def _parameters(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr, ast.expr | 
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 yield line.target.id, line.annotation, line.value
         return
-    init = next(line for line in node.body if isinstance(line, ast.FunctionDef) and line.name == "__init__")
+    inits = [line for line in node.body if isinstance(line, ast.FunctionDef) and line.name == "__init__"]
+    if not inits:  # of a class that is made from nothing
+        return
+    (init,) = inits
     plain = init.args.args[1:]
     missing: list[ast.expr | None] = [None] * (len(plain) - len(init.args.defaults))
     for argument, default in (
@@ -254,30 +291,31 @@ def without_package(name: str) -> ModuleType:
 
 
 def _constant(path: Path, name: str) -> Any:
-    _, node = _definition(path, name)
-    assert isinstance(node, ast.expr)
-    return ast.literal_eval(node)
+    found = _definition(path, name)
+    assert found is not None and isinstance(found[1], ast.expr), f"{path} defines no {name}"
+    return ast.literal_eval(found[1])
 
 
 def _calls(path: Path) -> Iterator[ast.Call]:
     """What `FitCLI.add_arguments_to_parser` calls, in order."""
-    _, node = _definition(path, "FitCLI")
-    assert isinstance(node, ast.ClassDef)
-    for line in node.body:
+    found = _definition(path, "FitCLI")
+    assert found is not None and isinstance(found[1], ast.ClassDef)
+    for line in found[1].body:
         if isinstance(line, ast.FunctionDef) and line.name == "add_arguments_to_parser":
             for statement in line.body:
                 if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
                     yield statement.value
 
 
-def _definition(path: Path, name: str) -> Any:
+def _definition(path: Path, name: str) -> tuple[Path, ast.expr | ast.ClassDef] | None:
     """Where a name of a module is defined, and its class or value; None if it comes from nowhere in these packages."""
     for line in _tree(path).body:
         match line:
             case ast.ClassDef() if line.name == name:
                 return path, line
             case ast.Assign(targets=[ast.Name(target)], value=value) if target == name:
-                return path, value
+                # Another name of what is defined, or imported, here.
+                return _definition(path, value.id) if isinstance(value, ast.Name) else (path, value)
             case ast.AnnAssign(target=ast.Name(target), value=ast.expr() as value) if target == name:
                 return path, value
             case ast.ImportFrom(module=module, names=names, level=level):

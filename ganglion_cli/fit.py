@@ -73,8 +73,9 @@ def help(argv: Sequence[str] = ()) -> str:
     """Every option, with its default. argv: may name a task by `--task`."""
     from . import fields
 
-    names = fields.task_names()
-    asked = [value for word, value in pairwise(argv) if word == "--task" and value in names]
+    words = [(word, value) for word, value in pairwise(argv) if word == "--task"]
+    words += [("--task", word.removeprefix("--task=")) for word in argv if word.startswith("--task=")]
+    asked = [value for _, value in words if fields.is_task(value)]
     task = asked[-1] if asked else "classification"
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
     lines = [USAGE, "", DESCRIPTION, "options:", _OWN.rstrip()]

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images; folders with all images below them; patterns with * and **; - for an image on standard input",
     )
     add_model_arguments(parser)
-    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes for each image (5)")
+    parser.add_argument("--top-k", type=positive, metavar="K", help="classes for each image (5)")
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (16)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument(
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     say_loading("PyTorch and timm")
 
     from ganglion.errors import shown
-    from ganglion.tasks.classification.prediction import predictions
     from ganglion.tasks.evaluation import NetworkError
+    from ganglion.tasks.prediction import predictions
 
     device = pick_device(args)
     loaded = load(args)
@@ -67,11 +67,14 @@ def run(args: argparse.Namespace) -> int:
     names = [shown(file) for file in files]
     width = max(map(len, names))
     if not args.json:
-        print(f"{shown(loaded.description)}\n\n{'file':{width}}  rank  probability  class", flush=True)
+        print(f"{shown(loaded.description)}\n\n{'file':{width}}  {loaded.task.prediction.HEADER}", flush=True)
 
     report = []
     images = map(copies.image, files)
-    entries = predictions(loaded, images, top_k=args.top_k, batch_size=args.batch_size)
+    options = {} if args.top_k is None else {"top_k": args.top_k}
+    if options and loaded.task.name != "classification":
+        args.parser.error(f"--top-k is of classification, and {loaded.name} is of {loaded.task.name}")
+    entries = predictions(loaded, images, batch_size=args.batch_size, **options)
     try:
         for file, name, entry in zip(files, names, entries, strict=True):
             entry["file"] = name
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{name}: skipped: {shown(entry['error'])}", file=sys.stderr)
                 continue
             if not args.json:
-                _print_entry(entry, width)
+                _print_entry(name, loaded.task.prediction.lines(entry), width)
             copies.save(file, entry)
     except NetworkError as error:
         fail(args, error)
@@ -138,6 +141,7 @@ class _Copies:
 
     def __init__(self, args: argparse.Namespace, files: Sequence[str], loaded: LoadedModel):
         self._args, self._channels = args, loaded.data_config["input_size"][0]
+        self._draw = loaded.task.prediction.draw
         self._stdin: bytes | None = None
         self._targets: dict[str, Path] = {}
         if args.save is None:
@@ -168,7 +172,7 @@ class _Copies:
         from PIL.Image import Image
 
         from ganglion.files import replacing
-        from ganglion.tasks.classification.prediction import draw, read
+        from ganglion.tasks.prediction import read
 
         if (target := self._targets.get(file)) is None:
             return
@@ -176,7 +180,7 @@ class _Copies:
         assert isinstance(image, Image)
         try:
             with replacing(target) as temporary:
-                draw(image, entry).save(temporary, quality=90)
+                self._draw(image, entry).save(temporary, quality=90)
         except (OSError, ValueError) as error:
             fail(self._args, f"cannot write {str(target)!r}: {getattr(error, 'strerror', None) or error}")
 
@@ -195,13 +199,7 @@ def _free_names(files: Sequence[str], folder: Path) -> list[Path]:
     return names
 
 
-def _print_entry(entry: dict[str, Any], width: int) -> None:
-    from ganglion.errors import shown
-
-    file = entry["file"]
-    for p in entry["predictions"]:
-        print(
-            f"{file:{width}}  {p['rank']:>4}  {100 * p['probability']:>9.2f} %  {shown(p['name'])}",
-            flush=True,
-        )
+def _print_entry(file: str, lines: Sequence[str], width: int) -> None:
+    for line in lines:
+        print(f"{file:{width}}  {line}", flush=True)
         file = ""

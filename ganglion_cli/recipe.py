@@ -65,10 +65,13 @@ def check(argv: Sequence[str]) -> None:
     recipes = [recipe for path in named for recipe in chain(path)]
     tasks = [Given(path, "task", recipe["task"]) for path, recipe in recipes if "task" in recipe]
     tasks += [Given("", name, value) for name, value in words if name == "task"]
-    for given in tasks:
-        if given.value not in fields.task_names():
-            raise RecipeError(f"{given}: {_no_such('task', given.value, fields.task_names())}")
-    table = Table(tasks[-1].value if tasks else "classification")
+    # What a folder holds is code: the command line names one, no recipe does.
+    task = tasks[-1] if tasks else Given("", "task", "classification")
+    known = task.value in fields.task_names() if task.where else fields.is_task(str(task.value))
+    if not known:
+        folder = "" if task.where else "; or the folder of another"
+        raise RecipeError(f"{task}: {_no_such('task', task.value, fields.task_names())}{folder}")
+    table = Table(str(task.value))
     seen: set[str] = set()
     for path, recipe in recipes:
         for given in table.flat(path, recipe):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from .common import (
     ProgressLine,
     add_model_arguments,
     add_overwrite,
+    as_text,
     check_writable,
     fail,
     load,
@@ -26,6 +27,7 @@ from .common import (
     positive,
     print_json,
     share,
+    titled,
     write_csv,
 )
 from .options import say_loading
@@ -34,21 +36,13 @@ if TYPE_CHECKING:
     import torch
 
     from ganglion.analysis.resolution import SizeResult
-    from ganglion.data import Batch, Broken, ImageSource
-    from ganglion.tasks.evaluation import Metric, Result
+    from ganglion.data import Broken, ImageSource
+    from ganglion.tasks.evaluation import Labelled, Result
     from ganglion.tasks.loading import LoadedModel
+    from ganglion.training.metrics import Metric
 
-#: Of the table over sizes: title, width, text.
-_COLUMNS: tuple[tuple[str, int, Callable[[SizeResult], str]], ...] = (
-    ("size", 6, lambda row: str(row.size)),
-    ("top-1 %", 8, lambda row: f"{row.result.top1:.2f}"),
-    ("top-5 %", 8, lambda row: f"{row.result.top5:.2f}"),
-    ("loss", 8, lambda row: f"{row.result.loss:.4f}"),
-    ("images/s", 9, lambda row: f"{row.result.images_per_second:.1f}"),
-    ("FLOPs G", 9, lambda row: f"{row.flops / 1e9:.4f}"),
-    ("paper G", 8, lambda row: row.paper_flops or "-"),
-)
-
+#: Of columns of the table over sizes; the others are as wide as their titles, and at least 8.
+_WIDTHS = {"size": 6, "FLOPs G": 9}
 
 #: What fields of a recipe are called here.
 _OPTIONS = {
@@ -156,8 +150,7 @@ def run(args: argparse.Namespace) -> int:
     if args.crop_pct is not None:
         loaded = replace(loaded, data_config=loaded.data_config | {"crop_pct": args.crop_pct})
     try:
-        source = _open(args, loaded)
-        places = _places(args, loaded.class_names, source.class_names)
+        labelled = _open(args, loaded)
     except (ValueError, OSError) as error:
         fail(args, _as_written(error))
     about = {
@@ -172,12 +165,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(shown(loaded.description))
         print(
-            f"{len(source)} images of {about['data']} ({about['split']}), crop_pct {about['crop_pct']:g}\n",
+            f"{len(labelled.source)} images of {about['data']} ({about['split']}), crop_pct {about['crop_pct']:g}\n",
             flush=True,
         )
-    measure = _measure(args, loaded, source, places, device)
+    measure = _measure(args, loaded, labelled, device)
     try:
-        found = (_over_sizes if args.sizes else _at_one_size)(args, loaded, source, measure)
+        found = (_over_sizes if args.sizes else _at_one_size)(args, loaded, labelled.source, measure)
     except (DataError, OSError, NetworkError) as error:
         fail(args, _as_written(error))
     except RuntimeError as error:
@@ -234,29 +227,27 @@ def _check(args: argparse.Namespace) -> None:
     check_writable(args, "--output", "--per-class", "--predictions", "--plot")
 
 
-def _open(args: argparse.Namespace, loaded: LoadedModel) -> ImageSource:
-    from ganglion.data import open_dataset
-    from ganglion.data.source import IndexedSource
+def _open(args: argparse.Namespace, loaded: LoadedModel) -> Labelled:
+    from ganglion.data import IndexedSource
+    from ganglion.tasks.evaluation import Request
 
-    source = open_dataset(
-        args.data,
-        split="validation" if args.split is None else args.split,
-        or_root=args.split is None,
-        name=args.data_name,
-        channels=loaded.data_config["input_size"][0],
+    request = Request(
+        root=args.data,
+        split=args.split,
+        reader=args.data_name,
         class_map=args.class_map,
         labels=args.labels,
+        by_number=args.by_number,
         limit=args.limit,
     )
-    if source.note:
-        print(source.note, file=sys.stderr)
-    if source.num_classes > loaded.num_classes:
-        raise ValueError(
-            f"the data have {source.num_classes} classes, the network {loaded.num_classes}: expected its classes"
-        )
-    if args.predictions is not None and not isinstance(source, IndexedSource):
+    found = loaded.task.metrics.labelled(loaded, request)
+    if found.source.note:
+        print(found.source.note, file=sys.stderr)
+    if args.predictions is not None and not isinstance(found.source, IndexedSource):
         raise ValueError("--predictions names each image, and those of a stream have no fixed order")
-    return source
+    if found.warning:
+        print(f"warning: {found.warning}", file=sys.stderr)
+    return found
 
 
 def _as_written(error: Exception) -> str:
@@ -267,66 +258,39 @@ def _as_written(error: Exception) -> str:
     return text
 
 
-def _places(args: argparse.Namespace, network: list[str] | None, data: list[str] | None) -> list[int] | None:
-    """For each class of the data its index in the network's output; None if they are the same."""
-    from ganglion.tasks.evaluation import match_classes
-
-    if args.class_map is not None or args.by_number:
-        return None
-    if network is None or data is None:
-        who = "network" if network is None else "data"
-        print(
-            f"warning: the {who} names no classes: labels are taken for indices of its outputs",
-            file=sys.stderr,
-        )
-    try:
-        return match_classes(network, data)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. Expected data of the network's classes; --class-map FILE, their names in the order of its "
-            "outputs; or --by-number, to take labels for indices of its outputs"
-        ) from error
-
-
-def _renumbered(loader: Iterable[Batch], places: list[int] | None) -> Iterator[Batch]:
-    """Batches whose targets are places in the network's output."""
-    import torch
-
-    table = None if places is None else torch.tensor([*places, -1])  # the last one is also that of -1
-    for batch in loader:
-        yield batch if table is None else batch._replace(targets=table[batch.targets])
-
-
 def _measure(
     args: argparse.Namespace,
     loaded: LoadedModel,
-    source: ImageSource,
-    places: list[int] | None,
+    labelled: Labelled,
     device: torch.device,
 ) -> Callable[..., Result]:
     """From the side of the images, None for the network's own, and further metrics to accuracy and speed."""
     import torch
 
-    from ganglion.data import eval_loader, eval_transform
+    from ganglion.data import Processes, eval_loader
     from ganglion.tasks.evaluation import evaluate
 
     amp = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     memory_format = torch.channels_last if args.channels_last else torch.preserve_format
-    loaded.network.to(device, memory_format=memory_format)  # pyright: ignore
+    loaded.network.to(device=device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]  untyped
     workers = min(4, os.cpu_count() or 1) if args.workers is None else args.workers
 
     def measure(size: int | None, also: Sequence[Metric] = ()) -> Result:
         loader = eval_loader(
-            source,
-            eval_transform(loaded.data_config, size),
+            labelled.source,
+            labelled.transform(size),
             batch_size=args.batch_size,
-            num_workers=workers,
+            processes=Processes(workers=workers),
             pin_memory=device.type == "cuda",
+            collate=labelled.collate,
         )
-        with closing(ProgressLine(len(source), f"size {size}: " if args.sizes else "")) as progress:
+        monitor, _ = loaded.task.metrics.MONITOR
+        title = f"size {size}: " if args.sizes else ""
+        with closing(ProgressLine(len(labelled.source), monitor, title)) as progress:
             result = evaluate(
                 loaded.network,
-                _renumbered(loader, places),
+                loader,
+                labelled.metrics(),
                 device=device,
                 amp=amp,
                 channels_last=args.channels_last,
@@ -335,7 +299,7 @@ def _measure(
             )
         if not result.images:
             first = f": {result.broken[0].name}: {result.broken[0].reason}" if result.broken else ""
-            fail(args, f"none of {len(source)} images could be read{first}")
+            fail(args, f"none of {len(labelled.source)} images could be read{first}")
         return result
 
     return measure
@@ -344,29 +308,35 @@ def _measure(
 def _at_one_size(
     args: argparse.Namespace, loaded: LoadedModel, source: ImageSource, measure: Callable[..., Result]
 ) -> dict[str, Any]:
-    from ganglion.analysis.confusion import Confusion
-    from ganglion.tasks.classification.metrics import Answers
+    answers, confusion = None, None
+    if loaded.task.name == "classification":
+        from ganglion.tasks.classification.metrics import Answers
 
-    answers = Answers()
-    result = measure(args.img_size, [answers])
+        answers = Answers()
+    result = measure(args.img_size, [] if answers is None else [answers])
     size = args.img_size or " x ".join(map(str, loaded.data_config["input_size"][1:]))
     records = [_record(size, result)]
-    confusion = Confusion(answers.targets, answers.predicted, loaded.readable_names())
     if not args.json:
         print(f"  size       {size}")
-        print(f"  top-1      {result.top1:.2f} %")
-        print(f"  top-5      {result.top5:.2f} %")
-        print(f"  loss       {result.loss:.4f}")
+        for name, value in result.values.items():
+            title, unit = titled(result.title(name))
+            print(f"  {title:<9}  {as_text(name, value)}{unit}")
         print(f"  images     {result.images}" + (f", {result.skipped} skipped" if result.skipped else ""))
         print(f"  images/s   {result.images_per_second:.1f}, reading included")
-        print_errors(confusion)
     _write(args, records)
+    if answers is None:
+        return {"records": records, "broken": result.broken}
+    from ganglion.analysis.confusion import Confusion
+
+    confusion = Confusion(answers.targets, answers.predicted, loaded.readable_names())
+    if not args.json:
+        print_errors(confusion)
     if args.per_class is not None:
         write_per_class(args.per_class, confusion, loaded)
     if args.predictions is not None:
         write_predictions(args.predictions, answers, source, loaded)
     if args.plot is not None:
-        plot(args.plot, confusion, f"{loaded.name} on {args.data}: top-1 {result.top1:.2f} %")
+        plot(args.plot, confusion, f"{loaded.name} on {args.data}: top-1 {result.values['top1']:.2f} %")
     return {"records": records, "broken": result.broken, "errors": summary(confusion)}
 
 
@@ -379,10 +349,12 @@ def _over_sizes(
 
     rows: list[SizeResult] = []
     records: list[dict[str, Any]] = []
-    _print_line(args, (title for title, _, _ in _COLUMNS))
     channels = loaded.data_config["input_size"][0]
     for row in resolutions(loaded.network, loaded.name, args.sizes, measure, in_chans=channels):
-        _print_line(args, (text(row) for _, _, text in _COLUMNS))
+        cells = _cells(row)
+        if not rows:
+            _print_line(args, cells, cells)
+        _print_line(args, cells, cells.values())
         rows.append(row)
         records.append(_record(row.size, row.result) | {"flops": row.flops, "paper_gflops": row.paper_flops})
         _write(args, records)
@@ -393,8 +365,21 @@ def _over_sizes(
 
 
 def _record(size: int | str, result: Result) -> dict[str, Any]:
-    names = ("top1", "top5", "loss", "images", "skipped", "not_finite", "images_per_second")
-    return {"size": size, **{name: getattr(result, name) for name in names}}
+    names = ("images", "skipped", "not_finite", "images_per_second")
+    return {"size": size, **result.values, **{name: getattr(result, name) for name in names}}
+
+
+def _cells(row: SizeResult) -> dict[str, str]:
+    """A line of the table over sizes, by the titles of its columns."""
+    result = row.result
+    values = {result.title(name): as_text(name, value) for name, value in result.values.items()}
+    return {
+        "size": str(row.size),
+        **values,
+        "images/s": f"{result.images_per_second:.1f}",
+        "FLOPs G": f"{row.flops / 1e9:.4f}",
+        "paper G": row.paper_flops or "-",
+    }
 
 
 def _write(args: argparse.Namespace, records: Sequence[dict[str, Any]]) -> None:
@@ -402,7 +387,7 @@ def _write(args: argparse.Namespace, records: Sequence[dict[str, Any]]) -> None:
         write_csv(args.output, records)
 
 
-def _print_line(args: argparse.Namespace, cells: Iterable[str]) -> None:
+def _print_line(args: argparse.Namespace, titles: Iterable[str], cells: Iterable[str]) -> None:
     if not args.json:
-        line = "  ".join(cell.rjust(width) for cell, (_, width, _) in zip(cells, _COLUMNS, strict=True))
-        print(line, flush=True)
+        widths = (_WIDTHS.get(title, max(8, len(title) + 1)) for title in titles)
+        print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)), flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ def paper_flops(name: str, size: int) -> str | None:
 
 
 def plot_resolutions(rows: Sequence[SizeResult], title: str, path: str | Path | None = None) -> Figure:
-    """Draw top-1 and top-5, FLOPs and speed over the image size.
+    """Draw what was measured in percent (else the first value), FLOPs and speed over the image size.
 
     path: where to save the figure, if given; its suffix (.png, .svg, .pdf) decides the format.
 
@@ -81,9 +82,12 @@ def plot_resolutions(rows: Sequence[SizeResult], title: str, path: str | Path | 
     figure = Figure(figsize=(10.5, 3.4), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=10)
     accuracy, flops, speed = figure.subplots(1, 3)
-    accuracy.plot(sizes, [row.result.top1 for row in rows], "o-", label="top-1")
-    accuracy.plot(sizes, [row.result.top5 for row in rows], "o--", label="top-5")
-    accuracy.set_ylabel("accuracy / %")
+    result = rows[0].result
+    percent = [name for name in result.values if result.title(name).endswith(" %")]
+    for name, style in zip(percent or list(result.values)[:1], cycle(("o-", "o--"))):
+        label = result.title(name).removesuffix(" %")
+        accuracy.plot(sizes, [row.result.values[name] for row in rows], style, label=label)
+    accuracy.set_ylabel("accuracy / %" if percent else next(iter(result.values)))
     flops.plot(sizes, [row.flops / 1e9 for row in rows], "o-", label="measured")
     printed = [(row.size, float(row.paper_flops)) for row in rows if row.paper_flops is not None]
     if printed:

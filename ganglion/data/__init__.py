@@ -4,11 +4,11 @@ from .broken import BrokenCounter
 from .dataset import open_dataset
 from .decode import BrokenImage, open_image
 from .files import FolderFiles, without
-from .loader import Loader, eval_loader, train_loader
-from .source import ImageSource
+from .loader import Collate, Loader, eval_loader, stack, train_loader
+from .source import ImageSource, IndexedSource
 from .split import split_off
-from .transforms import Augmentation, eval_transform, per_channel, train_transform
-from .types import Batch, Broken, DataError, MissingSplit
+from .transforms import Augmentation, ImageTransform, Transform, eval_transform, per_channel, train_transform
+from .types import Batch, Broken, DataError, MissingSplit, Processes, Targets
 
 __all__ = [
     "Augmentation",
@@ -16,17 +16,24 @@ __all__ = [
     "Broken",
     "BrokenCounter",
     "BrokenImage",
+    "Collate",
     "DataError",
     "FolderFiles",
     "ImageSource",
+    "ImageTransform",
+    "IndexedSource",
     "Loader",
     "MissingSplit",
+    "Processes",
+    "Targets",
+    "Transform",
     "eval_loader",
     "eval_transform",
     "open_dataset",
     "open_image",
     "per_channel",
     "split_off",
+    "stack",
     "train_loader",
     "train_transform",
     "without",

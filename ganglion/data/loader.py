@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -16,9 +16,19 @@ from .sampler import EvalSampler, Key, TrainSampler, draw
 from .source import ImageSource, IndexedSource
 from .stream import StreamSource
 from .transforms import Transform
-from .types import Batch, Broken, DataError
+from .types import Batch, Broken, DataError, Processes, Targets
 
-_Sample = tuple[torch.Tensor | None, int, list[Broken]]
+#: Image, target and what was skipped for it. Without an image, which then does not count, the target is None.
+_Sample = tuple[torch.Tensor | None, Any, list[Broken]]
+
+#: From the images (C, H, W) of a batch, and their targets, to what the network and the loss are given. A target of None
+#: belongs to an image of zeros, which does not count.
+Collate = Callable[[list[torch.Tensor], list[Any]], tuple[torch.Tensor, Targets]]
+
+
+def stack(images: list[torch.Tensor], targets: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, C, H, W) from images of one size, and (B,) int64 from labels; -1 for what does not count."""
+    return torch.stack(images), torch.tensor([-1 if target is None else target for target in targets])
 
 
 def _seed(seed: int) -> None:
@@ -37,7 +47,7 @@ class _Images(Dataset[_Sample]):
     def __getitem__(self, key: Key) -> _Sample:
         index, seed = key
         if index < 0:
-            return None, -1, []
+            return None, None, []
         broken: list[Broken] = []
         for _ in range(len(self.source)):
             try:
@@ -46,27 +56,29 @@ class _Images(Dataset[_Sample]):
             except BrokenImage as error:
                 broken.append(Broken.because(self.source.name(index), error))
                 if not self.training:
-                    return None, -1, broken
+                    return None, None, broken
                 index = (index + 1) % len(self.source)
         else:
             raise _none_readable(self.source, broken[0])
         if self.training:
             _seed(seed)
-        return self.transform(image), target, broken
+        return *self.transform(image, target), broken
 
 
 class _Collate:
-    """Samples -> Batch. What has no image becomes zeros of the shape of the others."""
+    """Samples -> Batch. What has no image becomes zeros of the shape of another."""
 
-    def __init__(self, source: ImageSource, transform: Transform):
-        self.channels, self.transform = source.channels, transform
+    def __init__(self, source: ImageSource, transform: Transform, collate: Collate):
+        self.channels, self.transform, self.collate = source.channels, transform, collate
 
     def __call__(self, samples: list[_Sample]) -> Batch:
         empty = next((torch.zeros_like(image) for image, _, _ in samples if image is not None), None)
         if empty is None:
-            empty = torch.zeros_like(self.transform(blank(self.channels)))
-        images = torch.stack([empty if image is None else image for image, _, _ in samples])
-        targets = torch.tensor([target for _, target, _ in samples])
+            empty = torch.zeros_like(self.transform(blank(self.channels), None)[0])
+        images, targets = self.collate(
+            [empty if image is None else image for image, _, _ in samples],
+            [target for _, target, _ in samples],
+        )
         return Batch(images, targets, [b for _, _, broken in samples for b in broken])
 
 
@@ -83,14 +95,13 @@ class _Stream(IterableDataset[_Sample]):
         batches: int,
         seed: int,
         training: bool,
-        rank: int,
-        world_size: int,
-        num_workers: int,
+        processes: Processes,
     ):
         self.source, self.transform, self.training = source, transform, training
         self.batch_size, self.batches, self.seed = batch_size, batches, seed
-        self.workers = max(1, num_workers)
-        self.first_place, self.places = rank * self.workers, world_size * self.workers
+        self.workers = processes.readers
+        self.first_place = processes.rank * self.workers
+        self.places = processes.world_size * self.workers
         self.epoch = self.start_batch = 0
 
     def __iter__(self) -> Iterator[_Sample]:
@@ -104,9 +115,9 @@ class _Stream(IterableDataset[_Sample]):
             try:
                 image, target = self.source.decode(record)
             except BrokenImage as error:
-                yield None, -1, [Broken.because(record.name, error)]
+                yield None, None, [Broken.because(record.name, error)]
             else:
-                yield self.transform(image), target, []
+                yield *self.transform(image, target), []
 
     def _train(self, worker: int) -> Iterator[_Sample]:
         """Position n of the epoch holds record n, or the next one that is readable. So nothing needs to be decoded
@@ -129,7 +140,7 @@ class _Stream(IterableDataset[_Sample]):
             first, n, waiting = n, min(n + waiting, end), 0
             for position in range(first, n):
                 _seed(draw(self.seed, self.epoch, place, position))
-                yield self.transform(image), target, broken
+                yield *self.transform(image, target), broken
                 broken = []
 
 
@@ -144,9 +155,11 @@ class StreamLoader:
 
     batch_sampler = None  # what Lightning expects of everything that has a sampler
 
-    def __init__(self, stream: _Stream, *, epoch: int, start_batch: int, **options: Any):
+    def __init__(
+        self, stream: _Stream, collate: Collate, *, epoch: int = 0, start_batch: int = 0, **options: Any
+    ):
         self._stream, self._options = stream, options
-        self._collate = _Collate(stream.source, stream.transform)
+        self._collate = _Collate(stream.source, stream.transform, collate)
         self._epoch, self._start = epoch, start_batch
         self.sampler = self
 
@@ -164,7 +177,7 @@ class StreamLoader:
             DataLoader(stream, batch_size=stream.batch_size, collate_fn=self._collate, **self._options)
         )
         for _ in range(self._start, len(self)):
-            yield next(batches, None) or self._collate([(None, -1, [])])
+            yield next(batches, None) or self._collate([(None, None, [])])
 
 
 Loader = DataLoader | StreamLoader
@@ -178,34 +191,46 @@ def train_loader(
     seed: int,
     epoch: int = 0,
     start_batch: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
+    processes: Processes = Processes(),  # noqa: B008  frozen
     pin_memory: bool = False,
+    collate: Collate = stack,
 ) -> Loader:
     """Loader of augmented training batches.
 
-    batch_size: of a rank. epoch, start_batch: where to begin; `loader.sampler.set_epoch` goes to another epoch's begin.
+    batch_size: of a rank. transform: takes and gives image and target. epoch, start_batch: where to begin;
+    `loader.sampler.set_epoch` goes to another epoch's begin.
     `len(loader)` is the number of batches of a whole epoch in any case. Images that fill no batch of all ranks are left
     out.
 
-    The batches are a function of seed, epoch and position, for streams also of world_size and num_workers. For
-    augmentation the process that loads (with num_workers 0, the caller's) seeds its generators before every image.
+    The batches are a function of seed, epoch and position, for streams also of world_size and workers. For
+    augmentation the process that loads (without workers, the caller's) seeds its generators before every image.
 
     Raises DataError where a stream has too few shards for so many ranks and loader processes.
     """
-    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-    ranks: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+    options: dict[str, Any] = {"num_workers": processes.workers, "pin_memory": pin_memory}
+    world_size = processes.world_size
     if isinstance(source, StreamSource):
-        workers = max(1, num_workers)
-        source.check_places(world_size * workers, workers)
-        batches = len(source) // (batch_size * world_size)
+        source.check_places(world_size * processes.readers, processes.readers)
         stream = _Stream(
-            source, transform, batches=batches, seed=seed, training=True, num_workers=num_workers, **ranks
+            source,
+            transform,
+            batch_size=batch_size,
+            batches=len(source) // (batch_size * world_size),
+            seed=seed,
+            training=True,
+            processes=processes,
         )
-        return StreamLoader(stream, epoch=epoch, start_batch=start_batch, **options)
-    sampler = TrainSampler(len(source), seed=seed, epoch=epoch, start_batch=start_batch, **ranks)
-    return _indexed(source, transform, sampler, training=True, batch_size=batch_size, **options)
+        return StreamLoader(stream, collate, epoch=epoch, start_batch=start_batch, **options)
+    sampler = TrainSampler(
+        len(source),
+        batch_size=batch_size,
+        seed=seed,
+        epoch=epoch,
+        start_batch=start_batch,
+        rank=processes.rank,
+        world_size=world_size,
+    )
+    return _indexed(source, transform, collate, sampler, training=True, batch_size=batch_size, **options)
 
 
 def eval_loader(
@@ -213,36 +238,48 @@ def eval_loader(
     transform: Transform,
     *,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
+    processes: Processes = Processes(),  # noqa: B008  frozen
     pin_memory: bool = False,
+    collate: Collate = stack,
 ) -> Loader:
-    """Loader of evaluation batches: every image once, over all ranks; what must not be counted has the target -1.
+    """Loader of evaluation batches: every image once, over all ranks; what must not be counted has no target (-1).
 
     All ranks get equally many batches."""
-    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-    ranks: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+    options: dict[str, Any] = {"num_workers": processes.workers, "pin_memory": pin_memory}
     if isinstance(source, StreamSource):
-        workers = max(1, num_workers)
-        filled = [-(-count // batch_size) for count in source.counts(world_size * workers)]
+        workers = processes.readers
+        filled = [-(-count // batch_size) for count in source.counts(processes.world_size * workers)]
         batches = max(sum(filled[first : first + workers]) for first in range(0, len(filled), workers))
         stream = _Stream(
-            source, transform, batches=batches, seed=0, training=False, num_workers=num_workers, **ranks
+            source,
+            transform,
+            batch_size=batch_size,
+            batches=batches,
+            seed=0,
+            training=False,
+            processes=processes,
         )
-        return StreamLoader(stream, epoch=0, start_batch=0, **options)
-    sampler = EvalSampler(len(source), **ranks)
-    return _indexed(source, transform, sampler, training=False, batch_size=batch_size, **options)
+        return StreamLoader(stream, collate, **options)
+    sampler = EvalSampler(
+        len(source), batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
+    )
+    return _indexed(source, transform, collate, sampler, training=False, batch_size=batch_size, **options)
 
 
 def _indexed(
-    source: ImageSource, transform: Transform, sampler: Any, *, training: bool, **options: Any
+    source: ImageSource,
+    transform: Transform,
+    collate: Collate,
+    sampler: Any,
+    *,
+    training: bool,
+    **options: Any,
 ) -> DataLoader:
     assert isinstance(source, IndexedSource)
     return DataLoader(
         _Images(source, transform, training=training),
         sampler=sampler,
-        collate_fn=_Collate(source, transform),
+        collate_fn=_Collate(source, transform, collate),
         persistent_workers=options["num_workers"] > 0,
         **options,
     )

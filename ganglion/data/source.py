@@ -22,7 +22,7 @@ from .types import DataError
 
 
 class ImageSource(ABC):
-    """Images with labels.
+    """Images with targets, such as labels.
 
     channels: of the images. class_names: of every label, where the data say them. num_classes: one more than the
     largest label there can be, 0 where it is unknown. note: what a user should know about what was found, "" if
@@ -37,12 +37,12 @@ class ImageSource(ABC):
     def __len__(self) -> int: ...
 
     @property
-    @abstractmethod
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        return len(self.class_names or ())
 
     def labels(self) -> list[int]:
         """The label of every image, without reading images. Raises DataError where only reading would tell."""
-        raise DataError("the labels of a stream are unknown before all of it has been read")
+        raise DataError("the labels of these images are unknown before all of them have been read")
 
     def check_classes(self, num_classes: int) -> None:
         """Raise DataError if there are labels beyond a network's classes."""
@@ -57,11 +57,8 @@ class IndexedSource(ImageSource):
     """Images that can be read in any order."""
 
     @abstractmethod
-    def image(self, index: int) -> tuple[Raw, int]:
-        """Image and label. Raises BrokenImage."""
-
-    @abstractmethod
-    def labels(self) -> list[int]: ...
+    def image(self, index: int) -> tuple[Raw, Any]:
+        """Image and target; of the sources here a label. Raises BrokenImage."""
 
     @abstractmethod
     def name(self, index: int) -> str:

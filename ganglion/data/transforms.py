@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean as average
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
@@ -27,7 +27,9 @@ from ..errors import unknown
 from .decode import MAX_PIXELS, MODES, Raw
 from .types import DataError
 
-Transform = Callable[[Raw], torch.Tensor]
+#: Takes and gives both, so that what moves a pixel can move a box with it. The target of an image that does not
+#: count is None.
+Transform = Callable[[Raw, Any], tuple[torch.Tensor, Any]]
 
 #: How much longer than narrow an image is left that was too long.
 _LONGEST = 16
@@ -94,7 +96,25 @@ class Augmentation:
             _check_policy(self.auto_augment)
 
 
-def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> Transform:
+class ImageTransform:
+    """A transform that changes the image alone, called like torchvision's: `transform(image)` gives the image,
+    `transform(image, target)` both."""
+
+    def __init__(self, transform: Callable[[Raw], torch.Tensor]):
+        self.transform = transform
+
+    @overload
+    def __call__(self, image: Raw, /) -> torch.Tensor: ...
+
+    @overload
+    def __call__(self, image: Raw, target: Any, /) -> tuple[torch.Tensor, Any]: ...
+
+    def __call__(self, image: Raw, /, *target: Any) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        changed = self.transform(image)
+        return (changed, *target) if target else changed
+
+
+def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> ImageTransform:
     """Training transform: image -> (C, H, W) float32, normalised. data_config: as timm resolves it.
 
     Mean and std count for every channel; where their number is another, all channels get their average.
@@ -138,7 +158,7 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
     return _keep_a_bit(T.Compose(steps))
 
 
-def eval_transform(data_config: dict[str, Any], size: int | None = None) -> Transform:
+def eval_transform(data_config: dict[str, Any], size: int | None = None) -> ImageTransform:
     """Evaluation transform: resize to size / crop_pct, cut the centre out, normalise.
 
     size: another side than the data_config's, with the same crop_pct. Mean and std as in `train_transform`.
@@ -159,11 +179,13 @@ def eval_transform(data_config: dict[str, Any], size: int | None = None) -> Tran
         )
         if data_config.get("crop_mode") in (None, "center"):
             transform.transforms.insert(0, not_too_long)
-        return transform
+        return ImageTransform(transform)
     resized = [int(length / crop_pct) for length in (height, width)]
     mode = T.InterpolationMode(data_config["interpolation"])
     resize = T.Resize(resized[0] if height == width else resized, mode, antialias=True)
-    return T.Compose([not_too_long, resize, T.CenterCrop((height, width)), *_to_tensor(mean, std)])
+    return ImageTransform(
+        T.Compose([not_too_long, resize, T.CenterCrop((height, width)), *_to_tensor(mean, std)])
+    )
 
 
 class _NotTooLong:
@@ -242,14 +264,14 @@ def _to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[Any]:
     return [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(mean, std), T.ToPureTensor()]
 
 
-def _keep_a_bit(transform: Any) -> Transform:
+def _keep_a_bit(transform: Any) -> ImageTransform:
     """Stop timm's posterization at one bit: at full strength it asks for none, which Pillow refuses."""
     for step in transform.transforms:
         policy = [op for ops in getattr(step, "policy", ()) for op in ops]
         for op in (*getattr(step, "ops", ()), *policy):
             if isinstance(op, AugmentOp) and op.aug_fn is posterize:
                 op.aug_fn = _posterize
-    return transform
+    return ImageTransform(transform)
 
 
 def _posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:

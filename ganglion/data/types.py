@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import shown
@@ -33,10 +35,47 @@ class Broken(NamedTuple):
         return cls(shown(name), shown(error))
 
 
+#: Of a batch: a tensor with an entry for each image, or a dictionary for each image.
+Targets = Tensor | list[dict[str, Any]]
+
+
 class Batch(NamedTuple):
-    """images: (B, C, H, W) float32, normalised. targets: (B,) int64, -1 for what does not count. broken: what was
-    skipped."""
+    """images: (B, C, H, W) float32, normalised. targets: an entry for each image; of classification (B,) int64, -1 for
+    what does not count. broken: what was skipped."""
 
     images: Tensor
-    targets: Tensor
+    targets: Targets
     broken: list[Broken]
+
+    def to(
+        self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format
+    ) -> Batch:
+        """The batch on another device, its images in that memory format."""
+        images = self.images.to(device, non_blocking=True, memory_format=memory_format)
+        return Batch(images, _moved(self.targets, device), self.broken)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: _moved(entry, device) for name, entry in value.items()}
+    return [_moved(entry, device) for entry in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Which of the processes that share the images this one is, and how many read for it.
+
+    rank: of this process, from 0. world_size: processes that train or evaluate together. workers: loader processes of
+    each; 0: it reads by itself.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0
+
+    @property
+    def readers(self) -> int:
+        """Processes that read for this rank, itself if there are no others."""
+        return max(1, self.workers)

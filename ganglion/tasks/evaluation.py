@@ -1,67 +1,94 @@
-"""What a network gets right on labelled images, and the speed at which it got through them."""
+"""One loop that measures a network of any task, and its speed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .classification.metrics import Counts
-
-if TYPE_CHECKING:
-    from ..data import Batch, Broken
+from ..data import Batch, Broken, Collate, ImageSource, Transform, stack
+from ..training.metrics import Metric, Metrics
 
 
 class NetworkError(RuntimeError):
     """A network that cannot compute the images it is given, for most because of their size."""
 
 
-class Metric(Protocol):
-    """What looks at every batch of an evaluation."""
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """On which images a network is to be measured; see the options of `ganglion validate`.
 
-    def update(self, output: Tensor, targets: Tensor) -> None:
-        """output: (B, C) logits. targets: (B,) int64, -1 for what does not count. Both on the network's device."""
-        ...
+    root, split, reader: where they are, see `ganglion.data.open_dataset`. class_map, labels: files of the classes'
+    names, and of the classes of images. by_number: labels are indices of the output, whatever the names are.
+    limit: the first so many.
+    """
+
+    root: str
+    split: str | None = None
+    reader: str = ""
+    class_map: str | None = None
+    labels: str | None = None
+    by_number: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Images to measure a network on, as a task's `labelled(model, request)` finds them.
+
+    transform: from the side of the images in pixels, None for the network's own, to what happens to an image and its
+    target. metrics: makes those of the task, of no image yet. warning: what a user should know, "" if nothing.
+    """
+
+    source: ImageSource
+    transform: Callable[[int | None], Transform]
+    metrics: Callable[[], Metrics]
+    collate: Collate = stack
+    warning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What `evaluate` found.
 
-    top1, top5: percent. loss: mean cross-entropy. images: how many count. skipped: how many could not be read.
-    not_finite: for how many of those that count the output has a NaN, or is infinite; they count as wrong.
+    values: what the metrics say, by name. images: how many count. skipped: how many could not be read. not_finite: for
+    how many of those that count the output has a NaN, or is infinite; they count as wrong.
     images_per_second: of the whole loop, reading and decoding included. broken: what was skipped, and why.
+    titles: how a table names the values, as in `Metrics.TITLES`.
     """
 
-    top1: float
-    top5: float
-    loss: float
+    values: dict[str, float]
     images: int
     skipped: int
     not_finite: int = 0
     images_per_second: float
     broken: tuple[Broken, ...]
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    def title(self, name: str) -> str:
+        return self.titles.get(name, name)
 
 
 def evaluate(
     network: nn.Module,
     loader: Iterable[Batch],
+    metrics: Metrics,
     *,
     device: torch.device | str = "cpu",
     amp: torch.dtype | None = None,
     channels_last: bool = False,
     also: Sequence[Metric] = (),
-    progress: Callable[[Counts], None] | None = None,
+    progress: Callable[[Metrics], None] | None = None,
 ) -> Result:
     """Run a network, which is in eval mode and on `device`, over all batches, without gradients.
 
+    metrics: of no image yet; they are given the output of every batch, and so is what is in `also`.
     amp: dtype of autocast, None for none. channels_last: memory format of the images.
-    also: further metrics, which are given the output of every batch.
-    progress: called with the sums so far after each batch. Reading them waits for the device.
+    progress: called with the metrics so far after each batch. Reading them waits for the device.
 
     Raises ValueError if the network is in train mode, NetworkError if it cannot compute the images.
     """
@@ -69,36 +96,34 @@ def evaluate(
         raise ValueError(f"{type(network).__name__} is in train mode: call eval() first")
     device = torch.device(device)
     memory_format = torch.channels_last if channels_last else torch.preserve_format
-    counts = Counts()
     broken: list[Broken] = []
     start = time.perf_counter()
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype=amp, enabled=amp is not None),
     ):
-        for batch in loader:
-            images = batch.images.to(device, non_blocking=True, memory_format=memory_format)
-            output, targets = compute(network, images), batch.targets.to(device, non_blocking=True)
-            for metric in (counts, *also):
-                metric.update(output, targets)
+        for loaded in loader:
+            batch = loaded.to(device, memory_format)
+            output = compute(network, batch.images)
+            for metric in (metrics, *also):
+                metric.update(output, batch)
             broken += batch.broken
             if progress is not None:
-                progress(counts)
-    images = counts.images  # waits for the device
+                progress(metrics)
+    images = metrics.images  # waits for the device
     seconds = time.perf_counter() - start
     return Result(
-        top1=counts.top1,
-        top5=counts.top5,
-        loss=counts.loss,
+        values=metrics.values(),
         images=images,
         skipped=len(broken),
-        not_finite=counts.not_finite,
+        not_finite=metrics.not_finite,
         images_per_second=images / seconds,
         broken=tuple(broken),
+        titles=dict(metrics.TITLES),
     )
 
 
-def compute(network: nn.Module, images: Tensor) -> Tensor:
+def compute(network: nn.Module, images: Tensor) -> Any:
     """The network's output for images (B, C, H, W).
 
     Raises NetworkError, with what the network says, for images that it cannot take; torch.OutOfMemoryError.
@@ -115,26 +140,3 @@ def compute(network: nn.Module, images: Tensor) -> Tensor:
         raise NetworkError(
             f"{type(network).__name__} cannot compute images of shape {tuple(images.shape)}: {said}"
         ) from error
-
-
-def match_classes(network: Sequence[str] | None, data: Sequence[str] | None) -> list[int] | None:
-    """For each class of the data its index in the network's output, by name; None where they agree, or where one side
-    names no classes, so that labels are indices already.
-
-    Raises ValueError for classes of the data that the network does not have.
-    """
-    if network is None or data is None or list(data) == list(network[: len(data)]):
-        return None
-    foreign = sorted(set(data) - set(network))
-    if len(foreign) == len(set(data)):
-        raise ValueError(
-            f"no class of the data has the name of one of the network's: class 0 is {data[0]!r} there and "
-            f"{network[0]!r} here"
-        )
-    if foreign:
-        names = ", ".join(foreign[:8]) + (", ..." if len(foreign) > 8 else "")
-        raise ValueError(
-            f"the network does not know {len(foreign)} of the {len(data)} classes of the data: {names}"
-        )
-    indices = {name: index for index, name in reversed(list(enumerate(network)))}
-    return [indices[name] for name in data]

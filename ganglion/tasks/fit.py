@@ -10,8 +10,8 @@ Every field of a recipe is an option of the command and the other way round. A r
 
 from __future__ import annotations
 
-import importlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from jsonargparse._common import parsing_settings
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -36,6 +36,8 @@ from ..models import CheckpointError
 from ..recipes import OPTIONS, chain, with_bases
 from ..training.averaging import EMA
 from ..training.checkpoints import AtomicCheckpointIO
+from ..training.data import TaskData
+from ..training.errors import TrainingError
 from ..training.guard import Guard
 from ..training.messages import in_options, parser_error, profile_last, quiet_libraries
 from ..training.optimization import OptimizerConfig, ScheduleConfig
@@ -43,11 +45,10 @@ from ..training.progress import Progress
 from ..training.run_folder import RunFolder
 from ..training.saving import Checkpoints, Interrupted
 from ..training.summary import next_steps
-from ..training.task import Task, TrainingError, rank_of_environment
+from ..training.task import Task
+from ..training.trainer import rank_of_environment, root_device
+from . import DEFAULT, TASKS, TaskFolder, find_task
 from .running import Recorder, run
-
-#: What can be trained: its module in this package, its task, its data.
-TASKS = {"classification": ("classification.training", "Classification", "ClassificationData")}
 
 _DEFAULTS = {
     "trainer.logger": False,
@@ -80,8 +81,9 @@ _EPOCHS = 10
 class FitCLI(LightningCLI):
     """The parser of `ganglion fit`. Everything is instantiated at construction; `run()` trains."""
 
-    def __init__(self, task: type[Task], data: type[LightningDataModule], argv: Sequence[str]):
+    def __init__(self, task: type[Task], data: type[TaskData], argv: Sequence[str]):
         self._argv = with_bases(argv)
+        self._task = task_folder(task)
         self._scratch: TemporaryDirectory[str] | None = None
         super().__init__(
             task,
@@ -127,7 +129,9 @@ class FitCLI(LightningCLI):
         parser.link_arguments("schedule", "model.schedule", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
-        parser.set_defaults(_DEFAULTS)
+        name, mode = self._task.metrics.MONITOR
+        monitor = {"checkpoint.monitor": f"val/{name}", "checkpoint.mode": mode}
+        parser.set_defaults(_DEFAULTS | monitor)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(self._argv)
@@ -156,7 +160,7 @@ class FitCLI(LightningCLI):
             raise ValueError(
                 "ema.decay: sharded weights are not averaged; set it to 0, or use trainer.strategy ddp"
             )
-        callbacks += [Guard(self.datamodule.max_broken), Recorder()]  # pyright: ignore
+        callbacks += [Guard(self.data.max_broken), Recorder()]
         if config["max_epochs"] is None:
             config["max_epochs"] = _EPOCHS if config["max_steps"] == -1 else -1
         seconds = _seconds(config.pop("max_time"))
@@ -171,24 +175,41 @@ class FitCLI(LightningCLI):
 
     def run(self) -> None:
         """Train and export, see `running.run`. A dry run does so in a folder that is removed."""
-        if self.trainer.strategy.root_device.type == "cpu":
-            leave_cores(self.trainer.num_devices, self.datamodule.workers)  # pyright: ignore
+        task = self.model
+        assert isinstance(task, Task)
+        if root_device(self.trainer).type == "cpu":
+            leave_cores(self.trainer.num_devices, self.data.workers)
         folder = RunFolder(Path(self.trainer.default_root_dir))
         try:
-            run(self.trainer, self.model, self.datamodule, folder=folder, config=self._dump(), tell=_tell)  # pyright: ignore
+            run(
+                self.trainer,
+                task,
+                self.data,
+                folder=folder,
+                config=self._dump(),
+                tell=_tell,
+                task_folder=self._task,
+            )
         finally:
             if self._scratch is not None:
                 self._scratch.cleanup()
         if self._scratch is not None:
             _tell("trainer.fast_dev_run: all went well, and nothing of it was kept")
         else:
-            _tell(next_steps(folder.model, self.datamodule))
+            foreign = "" if self._task.name in TASKS else f" --task {shlex.quote(self.config['task'])}"
+            _tell(next_steps(folder.model, self.data, foreign))
+
+    @property
+    def data(self) -> TaskData:
+        assert isinstance(self.datamodule, TaskData)
+        return self.datamodule
 
     def _dump(self) -> str:
         config = _plain(self.config.clone())
         config.pop("config", None)
         config.pop("resume", None)
         config.pop("allow_code", None)  # never a recipe's to say
+        config["task"] = self._task.name  # nor where a task is
         return self.parser.dump(config, skip_link_targets=True, skip_unset=False, skip_validation=True)
 
 
@@ -307,21 +328,31 @@ def _resume(argv: list[str]) -> list[str]:
     return ["--config", str(config), "--output", folder, *argv]
 
 
-def _task(argv: Sequence[str]) -> tuple[type[Task], type[LightningDataModule]]:
-    """The classes of the task that the arguments, or the recipes they name, choose."""
-    name = "classification"
+def task_folder(task: type[Task]) -> TaskFolder:
+    """Where a task's class is from: the nearest in its ancestry that is in a file named training.py."""
+    modules = [one.__module__.rpartition(".") for one in task.__mro__]
+    return TaskFolder(next(package for package, _, module in modules if module == "training"))
+
+
+def _task(argv: Sequence[str]) -> tuple[type[Task], type[TaskData]]:
+    """The classes of the task that the arguments choose, or the recipes they name; a recipe only by its name."""
+    name, recipes = None, DEFAULT
     for i, word in enumerate(argv):
         option, equals, rest = word.partition("=")
         value = rest if equals else "".join(argv[i + 1 : i + 2])
         if option in OPTIONS and Path(value).is_file():
-            name = next((recipe["task"] for _, recipe in reversed(chain(value)) if "task" in recipe), name)
+            named = (recipe["task"] for _, recipe in reversed(chain(value)) if "task" in recipe)
+            recipes = next(named, recipes)
         elif option == "--task":
             name = value
-    if name not in TASKS:
-        raise ValueError("task: " + unknown("task", name, TASKS))
-    module, task, data = TASKS[name]
-    found = importlib.import_module(f".{module}", __package__)
-    return getattr(found, task), getattr(found, data)
+    if name is None:
+        if recipes not in TASKS:
+            raise ValueError(
+                "task: " + unknown("task", recipes, TASKS) + " Others are named by --task FOLDER."
+            )
+        name = recipes
+    training = find_task(name).training
+    return training.TASK, training.DATA
 
 
 def _plain(value: Any) -> Any:

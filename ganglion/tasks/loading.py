@@ -18,6 +18,7 @@ from torch import nn
 from ..errors import unknown
 from ..models import Backbone, CheckpointError, load_checkpoint, read_weights
 from ..models.weight_files import check_regular
+from . import DEFAULT, TASKS, TaskFolder, find_task
 from .saved_config import check_training, is_model, read_config
 
 #: How a network is called in the training checkpoints of this library.
@@ -35,6 +36,7 @@ class LoadedModel:
     class_names: the label of every class, in the order of the logits (ImageNet's are WordNet's, such as "n01440764");
         None if nobody knows them.
     description: what was read from where, for people.
+    task: what it was trained for.
     """
 
     name: str
@@ -42,22 +44,28 @@ class LoadedModel:
     data_config: dict[str, Any]
     class_names: list[str] | None
     description: str
+    task: TaskFolder
 
     @property
     def num_classes(self) -> int:
-        return self.network.num_classes  # pyright: ignore
+        """Of a timm network, or of those that have names."""
+        network: Any = self.network
+        return getattr(network, "num_classes", len(self.class_names or ()))
 
     def readable_names(self) -> list[str]:
         """A name for every class that people understand: its words for ImageNet's labels, else the label or index."""
         labels = self.class_names or [str(i) for i in range(self.num_classes)]
-        words = self.network.pretrained_cfg.get("label_descriptions") or {}  # pyright: ignore
+        network: Any = self.network
+        words = getattr(network, "pretrained_cfg", {}).get("label_descriptions") or {}
         if not words and all(label[:1] == "n" and label[1:].isdecimal() for label in labels):
             info = ImageNetInfo("imagenet-22k")
             words = dict(zip(info.label_names(), info.label_descriptions(), strict=True))
         return [words.get(label, label) for label in labels]
 
 
-def load_model(source: str | os.PathLike[str], *, model: str | None = None) -> LoadedModel:
+def load_model(
+    source: str | os.PathLike[str], *, model: str | None = None, task: str | os.PathLike[str] | None = None
+) -> LoadedModel:
     """Build a network and load its weights.
 
     source: one of
@@ -68,6 +76,7 @@ def load_model(source: str | os.PathLike[str], *, model: str | None = None) -> L
         - the name of a network in timm's registry, for the published weights that timm knows of, from its cache or
           downloaded. A folder of the same name is meant by `./NAME`.
     model: the network's name in timm's registry, where the source does not say it.
+    task: folder of the task that the network was trained for, where that is none of this library's. Its code runs.
 
     Classifiers of any number of classes are taken as the file has them.
 
@@ -78,12 +87,17 @@ def load_model(source: str | os.PathLike[str], *, model: str | None = None) -> L
     text = os.fspath(source)
     if model is not None and not is_model(model):
         raise ValueError(unknown("model", model, timm.list_models()))
+    given = None if task is None else find_task(task)
     if _names_network(text):
         loaded = _published(text)
     elif (folder := _exported(text)) is not None:
-        loaded = _from_folder(folder)
+        loaded = _from_folder(folder, given)
     else:
-        loaded = _from_file(model, text)
+        loaded = _from_file(model, text, given)
+    if given is not None and given != loaded.task:
+        raise ValueError(
+            f"the task is said to be {given.name!r}, but {text!r} is of {loaded.task.name!r}: leave the task out"
+        )
     if model is not None and model.partition(".")[0] != loaded.name:
         raise ValueError(
             f"the model is said to be {model!r}, but {text!r} holds {loaded.name!r}: leave the name out, or pass "
@@ -112,8 +126,9 @@ def _loaded(
     data_config: Mapping[str, Any] | None = None,
     class_names: list[str] | None = None,
 ) -> LoadedModel:
-    cfg: Any = network.pretrained_cfg
-    classes: int = network.num_classes  # pyright: ignore
+    timm_network: Any = network
+    cfg = timm_network.pretrained_cfg
+    classes: int = timm_network.num_classes
     if class_names is None:
         class_names = _labels(cfg.get("label_names"), classes)
     if class_names is None and (subset := infer_imagenet_subset(network)):
@@ -136,6 +151,19 @@ def _loaded(
         data_config=images,
         class_names=class_names,
         description=f"{name}, {classes} classes, from {source}",
+        task=find_task(DEFAULT),
+    )
+
+
+def _task_of(name: Any, given: TaskFolder | None, source: str) -> TaskFolder:
+    """The task that a file names. Code runs only where it is this library's, or the user named its folder."""
+    name = DEFAULT if name is None else name
+    if given is not None and given.name == name:
+        return given
+    if name in TASKS:
+        return find_task(name)
+    raise CheckpointError(
+        f"{source!r} is of the task {name!r}, which is none of this library's: expected --task FOLDER, its folder"
     )
 
 
@@ -190,8 +218,12 @@ def _exported(source: str) -> Path | None:
     return None
 
 
-def _from_folder(folder: Path) -> LoadedModel:
+def _from_folder(folder: Path, given: TaskFolder | None) -> LoadedModel:
     config = read_config(folder)
+    task = _task_of(config.get("task"), given, str(folder))
+    if task.name != DEFAULT:
+        check_training(config.get("ganglion"), repr(str(folder / "config.json")), task.name)
+        return _of_task(task, config["ganglion"], read_weights(folder / "model.safetensors"), str(folder))
     for file in folder.iterdir():
         if file.suffix in (".safetensors", ".bin", ".pth", ".npz"):
             check_regular(file)
@@ -229,14 +261,14 @@ def _check_classifier(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _from_file(model: str | None, source: str) -> LoadedModel:
+def _from_file(model: str | None, source: str, given: TaskFolder | None) -> LoadedModel:
     content = read_weights(source)
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{source!r} holds a {type(content).__name__}: expected a dictionary of tensors"
         )
     if "ganglion" in content:
-        return from_training(content, source)
+        return from_training(content, source, given)
     if model is None:
         raise ValueError(f"{source!r} does not say which network it holds: expected the name of a model")
     network = timm.create_model(model)
@@ -258,13 +290,16 @@ def _from_file(model: str | None, source: str) -> LoadedModel:
     return _loaded(network, source)
 
 
-def from_training(content: Mapping[str, Any], source: str) -> LoadedModel:
+def from_training(content: Mapping[str, Any], source: str, given: TaskFolder | None = None) -> LoadedModel:
     """The network of a training checkpoint of `ganglion fit`, with its averaged weights if it has some.
 
-    source: where the content is from. Raises CheckpointError.
+    source: where the content is from. given: its task, if that is none of this library's. Raises CheckpointError.
     """
     made_of = content["ganglion"]
-    check_training(made_of, repr(source))
+    if not isinstance(made_of, Mapping):
+        raise CheckpointError(f"{source!r}: ganglion is {made_of!r}: expected a mapping")
+    task = _task_of(made_of.get("task"), given, source)
+    check_training(made_of, repr(source), task.name)
     state = content.get("state_dict")
     if not isinstance(state, Mapping):
         raise CheckpointError(
@@ -273,20 +308,34 @@ def from_training(content: Mapping[str, Any], source: str) -> LoadedModel:
     weights = {
         str(name).removeprefix(_PREFIX): t for name, t in state.items() if str(name).startswith(_PREFIX)
     }
+    said = source + (" (averaged weights)" if "current_model_state" in content else "")
+    return _of_task(task, made_of, weights, source, said)
+
+
+def _of_task(
+    task: TaskFolder, made_of: Mapping[str, Any], weights: Any, source: str, said: str | None = None
+) -> LoadedModel:
+    """The network that a task builds from a description, with these weights. said: what to call the source."""
+    said = said or source
     try:
-        network = timm.create_model(
-            made_of["model"], **{"num_classes": made_of["num_classes"], **made_of["model_args"]}
-        )
+        network: nn.Module = task.prediction.build(made_of)
         network.load_state_dict(weights)
     except Exception as error:
         raise CheckpointError(
             f"the training checkpoint {source!r} cannot be rebuilt: {_said(error)}"
         ) from error
-    return _loaded(
-        network,
-        source + (" (averaged weights)" if "current_model_state" in content else ""),
-        data_config=made_of["data_config"],
-        class_names=_labels(made_of["class_names"], made_of["num_classes"]),
+    if task.name == DEFAULT:
+        names = _labels(made_of["class_names"], made_of["num_classes"])
+        return _loaded(network, said, data_config=made_of["data_config"], class_names=names)
+    _check_finite(network, said)
+    name = made_of.get("model") or type(network).__name__
+    return LoadedModel(
+        name=name,
+        network=network.eval(),
+        data_config=dict(made_of["data_config"]),
+        class_names=made_of.get("class_names"),
+        description=f"{name}, {task.name}, from {said}",
+        task=task,
     )
 
 

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,10 +18,14 @@ from ..data import DataError
 from ..errors import unknown
 from ..models import CheckpointError
 from ..training.checkpoints import AtomicCheckpointIO, checkpoint_path, newest_good, read_checkpoint
+from ..training.data import TaskData
+from ..training.errors import TrainingError
 from ..training.export import export
 from ..training.run_folder import RunFolder
 from ..training.saving import Checkpoints, Interrupted
-from ..training.task import Task, TrainingError, rank_of_environment
+from ..training.task import Task
+from ..training.trainer import callbacks_of, rank_of_environment
+from . import TaskFolder
 from .loading import from_training
 
 #: What may differ between a run and its continuation. The task sees to the batch, which may be shared by more devices.
@@ -71,15 +74,17 @@ class Recorder(Callback):
 def run(
     trainer: Trainer,
     task: Task,
-    data: pl.LightningDataModule,
+    data: TaskData,
     *,
     folder: RunFolder,
     config: str,
     tell: Callable[[str], None],
+    task_folder: TaskFolder,
 ) -> None:
     """Train from the newest good checkpoint of the folder, or from the beginning, and export the network.
 
     trainer: with an `AtomicCheckpointIO`, `Checkpoints` and a `Recorder`. config: the recipe with every field, as YAML.
+    task_folder: where the task is from.
 
     Raises Interrupted where training ended before the end of the run; TrainingError, CheckpointError, DataError,
     OSError or ValueError for what a user can mend.
@@ -88,21 +93,22 @@ def run(
     with folder.held(tell) if first else nullcontext():
         if first:
             folder.check_ours()
-        _run(trainer, task, data, folder, config, tell)
+        _run(trainer, task, data, folder, config, tell, task_folder)
 
 
 def _run(
     trainer: Trainer,
     task: Task,
-    data: pl.LightningDataModule,
+    data: TaskData,
     folder: RunFolder,
     config: str,
     tell: Callable[[str], None],
+    task_folder: TaskFolder,
 ) -> None:
-    (recorder,) = (c for c in trainer.callbacks if isinstance(c, Recorder))  # pyright: ignore
+    (recorder,) = (c for c in callbacks_of(trainer) if isinstance(c, Recorder))
     io = trainer.strategy.checkpoint_io
     assert isinstance(io, AtomicCheckpointIO)
-    check_monitors(trainer, task, validates=data.splits["val"] is not None)  # pyright: ignore
+    check_monitors(trainer, task, validates="val" in data.parts)
     path = None
     if (found := newest_good(folder.checkpoints)) is not None:
         path, io.content = found
@@ -140,15 +146,14 @@ def _run(
         raise Interrupted(f"trainer.max_steps {trainer.max_steps} is reached", last)
     # Not the network in memory: what is exported is a function of the checkpoint alone.
     content = read_checkpoint(last)
-    network, made_of = from_training(content, str(last)).network, content["ganglion"]
-    export(network, folder.model, **{key: made_of[key] for key in ("data_config", "class_names")})
+    export(from_training(content, str(last), task_folder).network, folder.model, content["ganglion"])
     tell(f"trained; the network is in {folder.model}")
 
 
 def check_monitors(trainer: Trainer, task: Task, *, validates: bool) -> None:
     """Raise ValueError if a callback monitors what the task does not measure."""
-    measured = task.METRICS if validates and trainer.limit_val_batches != 0 else ()
-    for callback in trainer.callbacks:  # pyright: ignore
+    measured = task.measures if validates and trainer.limit_val_batches != 0 else ()
+    for callback in callbacks_of(trainer):
         monitor = getattr(callback, "monitor", None)
         ours = isinstance(callback, Checkpoints)
         if not isinstance(monitor, str) or monitor in measured or (ours and not measured):

@@ -17,6 +17,7 @@ import timm
 from ..errors import unknown
 from ..models import CheckpointError
 from ..models.weight_files import check_regular
+from . import DEFAULT
 
 #: Pixels of a side, above which an input size is taken for a mistake.
 _MAX_SIDE = 32768
@@ -109,6 +110,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise CheckpointError(f"{str(path)!r} holds a {type(config).__name__}: expected a mapping")
     where = repr(str(path))
+    if config.get("task") is not None and not isinstance(config["task"], str):
+        raise CheckpointError(f"{where}: task is {config['task']!r}: expected the name of a task")
+    if config.get("task") not in (None, DEFAULT):  # which has a format of its own
+        return dict(config)
     if "architecture" not in config:
         raise CheckpointError(f"{where} has no `architecture`: expected the name of a network")
     check_name(config["architecture"], f"{where}: architecture")
@@ -120,10 +125,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def check_training(made_of: Any, where: str) -> None:
-    """Raise CheckpointError, naming the field, unless a training checkpoint's `ganglion` says all that is needed."""
+def check_training(made_of: Any, where: str, task: str = DEFAULT) -> None:
+    """Raise CheckpointError, naming the field, unless a training checkpoint's `ganglion` says all that is needed.
+
+    Of another task than classification only what images have to be like; the rest is for the task to check."""
     if not isinstance(made_of, Mapping):
         raise CheckpointError(f"{where}: ganglion is {made_of!r}: expected a mapping")
+    if task != DEFAULT:
+        images = made_of.get("data_config")
+        if not isinstance(images, Mapping) or "input_size" not in images:
+            raise CheckpointError(
+                f"{where}: ganglion.data_config is {images!r}: expected one with an input_size"
+            )
+        _check(images, _IMAGES, f"{where}: ganglion.data_config")
+        return
     if missing := [name for name in _TRAINING if name not in made_of]:
         raise CheckpointError(f"{where}: ganglion has no {' and no '.join(missing)}")
     where += ": ganglion"

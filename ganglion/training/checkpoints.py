@@ -19,15 +19,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from ..files import find_damage, is_sealed, replacing, seal
 from ..models import CheckpointError
+from .trainer import has_counters
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
-
-#: Lightning's counters of epochs, batches and optimizer steps.
-_PROGRESS = {
-    "epoch_progress": dict,
-    "epoch_loop.batch_progress": dict,
-    "epoch_loop.automatic_optimization.optim_progress": dict,
-}
 
 #: What a run goes on from. Lightning passes over some of it without a word when it is missing.
 _ENTRIES: dict[str, Callable[[Any], bool]] = {
@@ -35,7 +29,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "state_dict": lambda value: _are_tensors(value),
     "current_model_state": lambda value: value is None or _are_tensors(value),
     "optimizer_states": lambda value: isinstance(value, list) and all(isinstance(v, dict) for v in value),
-    "loops": lambda value: _holds(value, {"fit_loop": dict}) and _holds(value["fit_loop"], _PROGRESS),
+    "loops": has_counters,
     "callbacks": lambda value: isinstance(value, dict),
     "global_step": lambda value: isinstance(value, int) and value >= 0,
     "epoch_losses": lambda value: _holds(value, {"sum": float, "count": float}),
@@ -152,7 +146,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int:
-    return int(_NAME.fullmatch(path.name)[1])  # pyright: ignore
+    return int(path.stem.removeprefix("step-"))
 
 
 def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:

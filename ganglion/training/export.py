@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ..files import replacing
-from .task import TrainingError
+from .errors import TrainingError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -24,10 +25,10 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _MARK = {"written_by": "ganglion fit"}
 
 
-def export(
-    network: nn.Module, folder: Path, *, data_config: dict[str, Any], class_names: list[str] | None
-) -> None:
-    """Write `model.safetensors` and `config.json` (network, its arguments, classes, preprocessing) to `folder`.
+def export(network: nn.Module, folder: Path, description: Mapping[str, Any]) -> None:
+    """Write `model.safetensors` and `config.json` (task, network, its arguments, classes, preprocessing) to `folder`.
+
+    description: what a training checkpoint says of the network. Of classification the two are in timm's format.
 
     Each replaces an older one when it is complete; whatever else is there stays.
 
@@ -41,13 +42,20 @@ def export(
         )
     if os.path.lexists(folder) and not is_export(folder):
         raise TrainingError(f"not exported: {folder} holds a network that no run of ours wrote")
-    config = _MARK | ({"label_names": class_names} if class_names else {})
+    task = description.get("task", "classification")
+    config: dict[str, Any] = _MARK | {"task": task}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS, durable=True) as temporary:
             safetensors.torch.save_file(weights, temporary, metadata=_MARK)
         with replacing(folder / CONFIG, durable=True) as temporary:
-            save_config_for_hf(network, str(temporary), config, data_config=data_config)
+            if task == "classification":
+                if names := description["class_names"]:
+                    config["label_names"] = names
+                save_config_for_hf(network, str(temporary), config, data_config=description["data_config"])
+            else:
+                config["ganglion"] = dict(description)
+                temporary.write_text(json.dumps(config, indent=2))
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
 

@@ -8,7 +8,9 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..data import Broken, BrokenCounter
+from .data import PartName
 from .task import Task
+from .trainer import log_interval
 
 
 class Guard(Callback):
@@ -18,8 +20,11 @@ class Guard(Callback):
     """
 
     def __init__(self, max_broken: float):
-        self._counters = {part: BrokenCounter(max_broken) for part in ("train", "val")}
-        self._waiting: dict[str, list[Broken]] = {"train": [], "val": []}
+        self._counters: dict[PartName, BrokenCounter] = {
+            "train": BrokenCounter(max_broken),
+            "val": BrokenCounter(max_broken),
+        }
+        self._waiting: dict[PartName, list[Broken]] = {"train": [], "val": []}
         self._reported = {"train": 0, "val": 0}
 
     def state_dict(self) -> dict[str, Any]:
@@ -37,10 +42,10 @@ class Guard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._waiting["train"] += batch.broken
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # pyright: ignore
-            assert isinstance(pl_module, Task)
+        assert isinstance(pl_module, Task)
+        if (batch_idx + 1) % log_interval(trainer) == 0:
             pl_module.check_finite()
-            self._check(trainer, "train")
+            self._check(pl_module, "train")
 
     def on_validation_batch_end(
         self,
@@ -54,25 +59,26 @@ class Guard(Callback):
         self._waiting["val"] += batch.broken
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer, "val")
+        assert isinstance(pl_module, Task)
+        self._check(pl_module, "val")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
         pl_module.check_finite()
-        self._check(trainer, "train")
+        self._check(pl_module, "train")
         for part, counter in self._counters.items():
             if len(counter) > self._reported[part]:
                 self._reported[part] = len(counter)
                 if trainer.is_global_zero:
                     print(f"{part}: {counter.report()}", flush=True)
 
-    def _check(self, trainer: Trainer, part: str) -> None:
+    def _check(self, task: Task, part: PartName) -> None:
         """Count what all ranks have met since the last time; all of them call this."""
-        found = self._waiting[part]
-        if trainer.world_size > 1:
-            everyones: list[Any] = [None] * trainer.world_size
+        found, ranks = self._waiting[part], task.data.processes.world_size
+        if ranks > 1:
+            everyones: list[Any] = [None] * ranks
             dist.all_gather_object(everyones, found)
             found = [broken for ranks in everyones for broken in ranks]
         self._waiting[part] = []
         self._counters[part].add(found)
-        self._counters[part].check(len(trainer.datamodule.source(part)))  # pyright: ignore
+        self._counters[part].check(len(task.data.source(part)))

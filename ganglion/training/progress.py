@@ -17,7 +17,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from ..config import check_range
 from ..errors import unknown
 from ..files import replacing
+from .metrics import as_text
 from .summary import introduction
+from .task import Task
+from .trainer import root_device, validation_batches
 
 LOG = "log.csv"
 
@@ -76,8 +79,8 @@ class Progress(ProgressBar):
         self._first = self._fraction(trainer)
         self._header = False
         if trainer.is_global_zero:
-            keep_rows(Path(trainer.default_root_dir) / LOG, before_epoch=pl_module.epoch + 1)  # pyright: ignore
-            self.print(introduction(trainer, pl_module))
+            keep_rows(Path(trainer.default_root_dir) / LOG, before_epoch=_task(pl_module).epoch + 1)
+            self.print(introduction(trainer, _task(pl_module)))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images = self._seconds = 0.0
@@ -92,7 +95,7 @@ class Progress(ProgressBar):
             self.on_train_epoch_start(trainer, pl_module)
         self._seconds += now - self._mark
         self._mark = now
-        self._step(trainer, pl_module, batch_idx + 1, trainer.num_training_batches)
+        self._step(trainer, _task(pl_module), batch_idx + 1, trainer.num_training_batches)
 
     def on_validation_batch_end(
         self,
@@ -104,16 +107,10 @@ class Progress(ProgressBar):
         *args: Any,
     ) -> None:
         if not trainer.sanity_checking:
-            total = trainer.num_val_batches
-            self._step(
-                trainer,
-                pl_module,
-                batch_idx + 1,
-                sum(total) if isinstance(total, list) else total,
-                "validation ",
-            )
+            total = validation_batches(trainer)
+            self._step(trainer, _task(pl_module), batch_idx + 1, total, "validation ")
 
-    def _step(self, trainer: Trainer, task: Any, done: int, total: float, what: str = "") -> None:
+    def _step(self, trainer: Trainer, task: Task, done: int, total: float, what: str = "") -> None:
         """Show a batch, if it is time to."""
         now, bar = time.monotonic(), self._has_bar()
         if not (self._enabled and trainer.is_global_zero) or now - self._shown < (
@@ -134,15 +131,15 @@ class Progress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = 0.0
-        loss = pl_module.mean_loss(everywhere=True)  # pyright: ignore
+        task = _task(pl_module)
+        loss = task.mean_loss(everywhere=True)
         if not trainer.is_global_zero:
             return
-        metrics: dict[str, float] = pl_module.measured  # pyright: ignore
-        self._write(trainer, pl_module, loss, metrics)
-        cells = {"epoch": self._epoch(trainer, pl_module, pl_module.epoch), "loss": f"{loss:.4f}"}  # pyright: ignore
-        for name in pl_module.METRICS if trainer.enable_validation else ():  # pyright: ignore
-            digits = 4 if "loss" in name else 2
-            cells[name] = f"{metrics[name]:.{digits}f}" if name in metrics else "-"
+        metrics = task.measured
+        self._write(trainer, task, loss, metrics)
+        cells = {"epoch": self._epoch(trainer, task, task.epoch), "loss": as_text("loss", loss)}
+        for name in task.measures if trainer.enable_validation else ():
+            cells[name] = as_text(name, metrics[name]) if name in metrics else "-"
         cells |= {
             "images/s": f"{self._rate():.0f}",
             "left": self._left(trainer),
@@ -159,7 +156,7 @@ class Progress(ProgressBar):
         self._clear()
 
     @staticmethod
-    def _epoch(trainer: Trainer, task: Any, epoch: int) -> str:
+    def _epoch(trainer: Trainer, task: Task, epoch: int) -> str:
         return f"{epoch}/{trainer.max_epochs if trainer.max_epochs != -1 else math.ceil(task.length[0])}"
 
     def _rate(self) -> float:
@@ -176,20 +173,25 @@ class Progress(ProgressBar):
         """Fraction of the run's optimizer steps that are done."""
         return min(1.0, trainer.global_step / max(1, trainer.estimated_stepping_batches))
 
-    def _write(self, trainer: Trainer, task: Any, loss: float, metrics: dict[str, float]) -> None:
+    def _write(self, trainer: Trainer, task: Task, loss: float, metrics: dict[str, float]) -> None:
         row = {
             "epoch": task.epoch,
             "step": trainer.global_step,
             "lr": largest_lr(trainer),
             "train/loss": loss,
             # Empty in an epoch without validation.
-            **(dict.fromkeys(task.METRICS, "") if trainer.enable_validation else {}),
+            **(dict.fromkeys(task.measures, "") if trainer.enable_validation else {}),
             **metrics,
             "images_per_second": round(self._rate(), 1),
             "memory_gib": round(memory_gib(trainer), 3),
             "train_seconds": round(self._seconds, 2),
         }
         append_row(Path(trainer.default_root_dir) / LOG, row)
+
+
+def _task(module: LightningModule) -> Task:
+    assert isinstance(module, Task)
+    return module
 
 
 def columns() -> int:
@@ -253,7 +255,7 @@ def largest_lr(trainer: Trainer) -> float:
 
 def memory_gib(trainer: Trainer) -> float:
     """The most memory that was held so far, in GiB: on the GPU, or resident on a CPU. nan where nobody counts."""
-    device = trainer.strategy.root_device
+    device = root_device(trainer)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:

@@ -15,7 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from ..config import check_range
 from ..files import remove_temporaries
 from .checkpoints import checkpoint_path, remove_old, replace_with_link
-from .task import Task, TrainingError, agree
+from .errors import TrainingError
+from .task import Task
+from .trainer import any_rank, is_accumulating, log_interval
 
 
 class Interrupted(Exception):
@@ -50,7 +52,7 @@ class Checkpoints(Checkpoint):
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
         every_n_minutes: float | None = 30,
-        monitor: str | None = "val/top1",
+        monitor: str | None = None,
         mode: str = "max",
     ):
         check_range("checkpoint.keep", keep, 1)
@@ -104,7 +106,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         assert isinstance(pl_module, Task)
         step = trainer.global_step
-        if step == self._saved_step or trainer.fit_loop._should_accumulate():
+        if step == self._saved_step or is_accumulating(trainer):
             return
         if batch_idx + 1 >= trainer.num_training_batches:
             return  # the end of the epoch saves, after validation
@@ -113,12 +115,12 @@ class Checkpoints(Checkpoint):
             self._save(trainer, pl_module)
             return
         limit = _max_steps_reached(trainer)
-        if trainer.world_size > 1 and step % trainer.log_every_n_steps:  # pyright: ignore
+        if trainer.world_size > 1 and step % log_interval(trainer):
             asked, due = False, False
         else:
-            asked = agree(trainer, self._signal is not None or self._time_is_up())
+            asked = any_rank(trainer, self._signal is not None or self._time_is_up())
             minutes = (time.monotonic() - self._saved_at) / 60
-            due = agree(trainer, self.every_n_minutes is not None and minutes >= self.every_n_minutes)
+            due = any_rank(trainer, self.every_n_minutes is not None and minutes >= self.every_n_minutes)
         if limit or asked or due or (self.every_n_steps and step % self.every_n_steps == 0):
             path = self._save(trainer, pl_module)
             if limit or asked:
@@ -128,7 +130,7 @@ class Checkpoints(Checkpoint):
         assert isinstance(pl_module, Task)
         ended = pl_module.complete or trainer.should_stop
         limit = not ended and _max_steps_reached(trainer)
-        asked = agree(trainer, self._signal is not None or (not ended and self._time_is_up()))
+        asked = any_rank(trainer, self._signal is not None or (not ended and self._time_is_up()))
         improved = self._improved(pl_module)
         if limit or asked or improved or ended or pl_module.epoch % self.every_n_epochs == 0:
             path = self._save(trainer, pl_module)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import shlex
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
+from ..data import ImageSource
 from ..errors import shown
+from .trainer import root_device
+
+if TYPE_CHECKING:
+    from .data import TaskData
+    from .task import Task
 
 _WIDTH = 80
 
 
-def introduction(trainer: Trainer, task: Any) -> str:
+def introduction(trainer: Trainer, task: Task) -> str:
     """Network, images, device, batch, schedule and folder, a line each."""
-    data: Any = trainer.datamodule  # pyright: ignore
-    lines = [("network", network_line(task)), *data.describe()]
+    data = task.data
+    lines = [("network", task.describe()), *data.describe()]
     device = (
         f"{trainer.world_size} x {device_name(trainer)}" if trainer.world_size > 1 else device_name(trainer)
     )
@@ -34,7 +41,7 @@ def introduction(trainer: Trainer, task: Any) -> str:
             + ")"
         )
     lines.append(("batch", batch))
-    lines += [("schedule", schedule_line(trainer, task)), ("run", str(trainer.default_root_dir))]
+    lines += [("schedule", schedule_line(task)), ("run", str(trainer.default_root_dir))]
     return "\n".join(
         textwrap.fill(
             shown(text),
@@ -48,11 +55,12 @@ def introduction(trainer: Trainer, task: Any) -> str:
     )
 
 
-def network_line(task: Any) -> str:
-    count = sum(p.numel() for p in task.network.parameters())
-    trained = sum(p.numel() for p in task.network.parameters() if p.requires_grad)
+def parameters_line(network: nn.Module) -> str:
+    """30.2 M parameters, and how many of them are frozen."""
+    count = sum(p.numel() for p in network.parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = f" ({amount(count - trained)} of them frozen)" if trained < count else ""
-    return f"{task.name}, {amount(count)} parameters{frozen}, {task.num_classes} classes"
+    return f"{amount(count)} parameters{frozen}"
 
 
 def amount(n: int) -> str:
@@ -61,14 +69,14 @@ def amount(n: int) -> str:
 
 
 def device_name(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
+    device = root_device(trainer)
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({device})"
     threads = torch.get_num_threads()
     return f"cpu, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
 
 
-def schedule_line(trainer: Trainer, task: Any) -> str:
+def schedule_line(task: Task) -> str:
     """For example: 36 epochs of 78 steps; adamw, lr 1e-05 to 0.002 in 2 epochs, then cosine to 0."""
     schedule, scale = task.schedule, task.lr_scale
     epochs, per_epoch = task.length
@@ -82,7 +90,7 @@ def schedule_line(trainer: Trainer, task: Any) -> str:
     return f"{length}; {task.optimizer.name}, lr {rate}, then {end}{cool}"
 
 
-def split_line(source: Any, name: str) -> str:
+def split_line(source: ImageSource, name: str) -> str:
     """For example: 10000 images (train), 10 classes: airplane ... truck."""
     try:
         images = f"{len(source)} images"
@@ -96,14 +104,10 @@ def split_line(source: Any, name: str) -> str:
     return f"{images} ({name}){classes}"
 
 
-def next_steps(model: Path, data: Any) -> str:
-    """The commands that take what was trained on these data."""
-    checkpoint, root, split, reader = shlex.quote(str(model)), data.root, data.splits["val"], data.reader
-    said = [f"ganglion predict --checkpoint {checkpoint} IMAGE ..."]
-    if split is not None and data.val_fraction is None and data.val_labels is None:
-        options = f"--data {shlex.quote(root)}" + (
-            f" --split {shlex.quote(split)}" if split != "validation" else ""
-        )
-        options += f" --data-name {shlex.quote(reader)}" if reader else ""
-        said.insert(0, f"ganglion validate --checkpoint {checkpoint} {options}")
+def next_steps(model: Path, data: TaskData, task: str = "") -> str:
+    """The commands that take what was trained on these data. task: the option that these need to name it, if any."""
+    checkpoint = f"--checkpoint {shlex.quote(str(model))}{task}"
+    said = [f"ganglion predict {checkpoint} IMAGE ..."]
+    if (options := data.validate_options()) is not None:
+        said.insert(0, f"ganglion validate {checkpoint} {options}")
     return "\n".join(["next:", *(f"  {line}" for line in said)])

@@ -1,15 +1,14 @@
 """What all tasks share: when the network is made, how it is optimised, where randomness comes from.
 
-A task is a subclass that says how its network is built, and what a training and a validation step are.
+A task is a subclass that says how its network is built, what its loss is, and what is measured.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,36 +16,66 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
+from ..data import Batch
+from .data import TaskData
+from .errors import TrainingError
+from .metrics import Metrics
 from .optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why, and what to change. Checkpoints already written are intact."""
+from .resuming import change_batches, changed_length
+from .summary import parameters_line
+from .trainer import (
+    any_rank,
+    data_of,
+    epochs_done,
+    limit_of_batches,
+    saved_epochs,
+    sum_over_ranks,
+    trainer_of,
+    validate_at_the_end,
+)
 
 
 class Task(pl.LightningModule):
-    """A network, its optimizer and its schedule.
+    """A network, its loss, its optimizer and its schedule.
 
-    The network is built by `build()` when the trainer has read the data, on all ranks from the same seed.
+    The network is built by `build()` when the trainer has read the data, on all ranks from the same seed. Without a
+    trainer it is built when it is first used: `task.loss(batch)` then is a loss, and nothing else is needed.
 
     Every training step seeds Python's, NumPy's and torch's generators from (seed, epoch, batch, rank). What drop path
     and mixup draw therefore depends on the place in the run alone, and a resumed run equals an uninterrupted one.
+
+    Args:
+        optimizer: see `optimizer`.
+        schedule: see `schedule`.
+        seed: see `seed_everything`.
+        grad_checkpointing: recompute blocks in the backward pass instead of keeping their activations.
+        channels_last: keep images and weights in channels-last memory.
+        compile: torch.compile the network.
     """
 
     network: nn.Module
 
-    #: What a validation measures: the names of the logged values.
-    METRICS: tuple[str, ...] = ()
+    #: Channels of the images.
+    in_chans: int = 3
+
+    #: Of the folder whose `training.py` has the class.
+    task_name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        package, _, module = cls.__module__.rpartition(".")
+        if module == "training":
+            cls.task_name = package.rpartition(".")[2]
 
     def __init__(
         self,
         *,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        seed: int,
-        grad_checkpointing: bool,
-        channels_last: bool,
-        compile: bool,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  frozen
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        seed: int = 0,
+        grad_checkpointing: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
     ):
         super().__init__()
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
@@ -65,32 +94,71 @@ class Task(pl.LightningModule):
         self._losses: list[Tensor] = []
         self._loss_sum = self._loss_count = 0.0
         self._resumed, self._notes = False, list[str]()
+        self._metrics: Metrics | None = None
 
     def build(self) -> nn.Module:
-        """The network, before it is moved to a device."""
+        """The network, before it is moved to a device. What it takes from the data, and what these must agree on with
+        the task, is checked here."""
         raise NotImplementedError
 
-    def loss(self, batch: Any) -> Tensor:
-        """The training loss of a batch, a scalar."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar. The batch is on the network's device; nothing of it is changed."""
+        raise NotImplementedError
+
+    def metrics(self) -> Metrics:
+        """What a validation measures, of no image yet."""
         raise NotImplementedError
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint says of its network, in plain types: enough to build it again without this task."""
+        """What a checkpoint says of its network, in plain types: enough for the task's `prediction.py` to build it
+        again. "data_config" is what its images have to be like, in timm's terms."""
         raise NotImplementedError
 
     def check_continues(self, before: Mapping[str, Any]) -> None:
         """Raise TrainingError, saying what differs, unless a checkpoint of that `description` is of this run."""
-        raise NotImplementedError
+        found = self.description()
+        for key in found:
+            if before.get(key) != found[key]:
+                raise TrainingError(f"the run's {key} is {before.get(key)!r}, and {found[key]!r} here")
+
+    def describe(self) -> str:
+        """The network in a line."""
+        return f"{type(self.network).__name__}, {parameters_line(self.network)}"
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are data to read from; a task that is used without a trainer has none."""
+        return data_of(trainer_of(self)) is not None
+
+    @property
+    def data(self) -> TaskData:
+        """What the task is trained on. Raises TrainingError without a trainer."""
+        data = data_of(trainer_of(self))
+        if not isinstance(data, TaskData):
+            raise TrainingError(f"{type(self).__name__} belongs to no trainer with data: it can read none")
+        return data
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names under which a validation logs its values, in the order of the alphabet."""
+        return tuple(sorted(f"val/{name}" for name in self.metrics().values()))
+
+    def note(self, text: str) -> None:
+        """Tell the user, once for all ranks."""
+        if trainer_of(self) is None:
+            print(text)
+        else:
+            self.print(text)
 
     def configure_model(self) -> None:
         if "network" in self._modules:
             return
         pl.seed_everything(self.seed, verbose=False)
-        network = self.build()
+        network: Any = self.build()
         if self.grad_checkpointing:
-            network.set_grad_checkpointing(True)  # pyright: ignore
+            network.set_grad_checkpointing(True)
         if self.channels_last:
-            network.to(memory_format=torch.channels_last)  # pyright: ignore
+            network.to(memory_format=torch.channels_last)
         if self.device_mesh is not None:
             shard(network, self.device_mesh)
         if self.compiled:
@@ -121,21 +189,21 @@ class Task(pl.LightningModule):
         """
         trainer = self.trainer
         try:
-            batches = len(trainer.datamodule.train_dataloader())  # pyright: ignore
+            batches = len(self.data.train_dataloader())
         except TypeError as error:
             raise TrainingError(
                 "the length of an epoch is unknown: set data.num_samples for streamed data"
             ) from error
-        limit = trainer.limit_train_batches
-        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)  # pyright: ignore
+        limit = limit_of_batches(trainer)
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
         if batches == 0:
             raise TrainingError(
-                f"no whole batch to train on: {len(trainer.datamodule.source('train'))} images, "  # pyright: ignore
-                f"{self.global_batch_size} to an optimizer step. Expected a smaller data.batch_size"
+                f"no whole batch to train on: {self.images} images, {self.global_batch_size} to an optimizer step. "
+                "Expected a smaller data.batch_size"
             )
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        if trainer.max_epochs not in (None, -1):
-            return float(trainer.max_epochs), per_epoch  # pyright: ignore
+        if trainer.max_epochs is not None and trainer.max_epochs != -1:
+            return float(trainer.max_epochs), per_epoch
         if trainer.max_steps == -1:
             raise TrainingError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
         return trainer.max_steps / per_epoch, per_epoch
@@ -147,15 +215,24 @@ class Task(pl.LightningModule):
 
     def _complete(self, epochs: int) -> bool:
         trainer = self.trainer
-        if trainer.max_epochs not in (None, -1):
-            return epochs >= trainer.max_epochs  # pyright: ignore
+        if trainer.max_epochs is not None and trainer.max_epochs != -1:
+            return epochs >= trainer.max_epochs
         return trainer.global_step >= trainer.max_steps
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch."""
+        return len(self.data.source("train"))
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch, over all devices."""
+        return self.data.batch_size * self.trainer.world_size
 
     @property
     def global_batch_size(self) -> int:
         """Images per optimizer step, over all devices."""
-        trainer = self.trainer
-        return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches  # pyright: ignore
+        return self.batch_size * self.trainer.accumulate_grad_batches
 
     @property
     def lr_scale(self) -> float:
@@ -164,20 +241,24 @@ class Task(pl.LightningModule):
 
     @property
     def epoch(self) -> int:
-        """Epochs completed, as the samplers count them (`current_epoch` lags behind in a run resumed by steps)."""
-        return self.trainer.fit_loop.epoch_progress.current.processed  # pyright: ignore
+        """Epochs completed; 0 without a trainer."""
+        trainer = trainer_of(self)
+        return epochs_done(trainer) if trainer is not None else 0
 
     def on_fit_start(self) -> None:
         self.trainer.should_stop = self.ended
 
     def on_train_start(self) -> None:
         for note in self._notes:
-            self.print(note)
+            self.note(note)
         if self._resumed:
             # The optimizer brought the rate that the schedule gave before, which may have been another one.
-            self.lr_scheduler_step(self.trainer.lr_scheduler_configs[0].scheduler, None)  # pyright: ignore
+            scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+            self.lr_scheduler_step(scheduler, None)
 
-    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any | None) -> None:  # pyright: ignore
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """scheduler: timm's, which is told where the run is."""
+        assert isinstance(scheduler, Scheduler)
         if scheduler.t_in_epochs:
             scheduler.step(self.trainer.global_step // self._updates_per_epoch)
         else:
@@ -196,10 +277,9 @@ class Task(pl.LightningModule):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            size = self.trainer.datamodule.batch_size  # pyright: ignore
             raise TrainingError(
-                f"data.batch_size is {size}: BatchNorm averages over a batch, and these images leave it one value "
-                "of each channel. Expected at least 2, or larger images"
+                f"data.batch_size is {self.data.batch_size}: BatchNorm averages over a batch, and these images leave "
+                "it one value of each channel. Expected at least 2, or larger images"
             ) from error
         self._losses.append(loss.detach())
         return loss
@@ -207,14 +287,25 @@ class Task(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = batch_idx + 1 >= self.trainer.num_training_batches
         if self._complete(self.epoch + last):
-            # The trainer validates before it stops, whatever the interval, also where the run ends within an epoch.
-            self.trainer.should_stop = True
-            self.trainer.check_val_every_n_epoch = 1
+            validate_at_the_end(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         self.measured = {}
         self._losses.clear()
         self._loss_sum = self._loss_count = 0.0
+
+    def on_validation_epoch_start(self) -> None:
+        self._metrics = self.metrics()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        assert self._metrics is not None
+        self._metrics.update(self(batch.images), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        assert self._metrics is not None
+        found = self._metrics.reduce().values()
+        self._metrics = None
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=False)
 
     def on_validation_end(self) -> None:
         if not self.trainer.sanity_checking:
@@ -232,21 +323,15 @@ class Task(pl.LightningModule):
             self._losses.clear()
             self._loss_sum += sum(losses)
             self._loss_count += len(losses)
-        total, count = self._totals() if everywhere else (self._loss_sum, self._loss_count)
+        total, count = self._loss_sum, self._loss_count
+        if everywhere:
+            total, count = sum_over_ranks(self.trainer, total, count)
         return total / max(1.0, count)
-
-    def _totals(self) -> tuple[float, float]:
-        """Sum and number of the losses of all ranks."""
-        if self.trainer.world_size == 1:
-            return self._loss_sum, self._loss_count
-        totals = torch.tensor([self._loss_sum, self._loss_count], dtype=torch.float64, device=self.device)
-        total, count = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
-        return total, count
 
     def check_finite(self) -> None:
         """Raise TrainingError, on all ranks, if any rank has met a loss that is not finite. To be called by all."""
         mean = self.mean_loss()
-        if agree(self.trainer, not math.isfinite(mean)):
+        if any_rank(self.trainer, not math.isfinite(mean)):
             raise TrainingError(
                 f"the training loss is {mean} in epoch {self.epoch}, at or before step {self.trainer.global_step}. "
                 "A lower optimizer.lr, a longer schedule.warmup_epochs, trainer.gradient_clip_val or "
@@ -255,87 +340,46 @@ class Task(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Any:
         """The network's output for images (B, C, H, W)."""
+        self.configure_model()
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return self.network(images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ganglion"] = self.description()
+        checkpoint["ganglion"] = {"task": self.task_name} | self.description()
         self.mean_loss()
-        total, count = self._totals()
+        total, count = sum_over_ranks(self.trainer, self._loss_sum, self._loss_count)
         checkpoint["epoch_losses"] = {"sum": total, "count": count}
         checkpoint["measured"] = dict(self.measured)
-        checkpoint["length"] = {"steps": self._run_steps(), "images": self._images()}
-        checkpoint["batch"] = {"step": self.global_batch_size, "batch": self._images_per_batch()}
+        checkpoint["length"] = self._run_length()
+        checkpoint["batch"] = self._batches()
         checkpoint["ended"] = self.trainer.should_stop and not self.complete
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise TrainingError if the checkpoint is of another run."""
-        done, epochs = (
-            checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
-            self._length()[0],
-        )
+        done, epochs = saved_epochs(checkpoint), self._length()[0]
         if done > epochs:
             raise TrainingError(f"the run has {done} epochs behind it, and is to end after {epochs:g}")
-        self.check_continues(checkpoint["ganglion"])
+        before = dict(checkpoint["ganglion"])
+        if (name := before.pop("task", "classification")) != self.task_name:
+            raise TrainingError(f"the run's task is {name!r}, and {self.task_name!r} here")
+        self.check_continues(before)
         losses, ranks = checkpoint["epoch_losses"], self.trainer.world_size
         self._loss_sum, self._loss_count = losses["sum"] / ranks, losses["count"] / ranks
         self.measured = dict(checkpoint["measured"])
         # The schedule is a function of the recipe and the step, not of what an earlier recipe made of it.
         checkpoint["lr_schedulers"] = []
         self._resumed = True
-        self._note_length(checkpoint["length"])
-        self._trade_batches(checkpoint)
+        self._notes += changed_length(checkpoint["length"], self._run_length())
+        processes, accumulated = self.data.processes, self.trainer.accumulate_grad_batches
+        change_batches(checkpoint, self._batches(), self.images, processes.world_size, accumulated)
 
-    def _run_steps(self) -> int:
+    def _run_length(self) -> dict[str, int]:
         epochs, per_epoch = self._length()
-        return round(epochs * per_epoch)
+        return {"steps": round(epochs * per_epoch), "images": self.images}
 
-    def _images(self) -> int:
-        return len(self.trainer.datamodule.source("train"))  # pyright: ignore
-
-    def _images_per_batch(self) -> int:
-        return self.global_batch_size // self.trainer.accumulate_grad_batches
-
-    def _note_length(self, before: Mapping[str, int]) -> None:
-        steps = self._run_steps()
-        if (images := self._images()) != before["images"]:
-            self._notes.append(
-                f"the training data have {images} images, and had {before['images']} in this run so far"
-            )
-        if steps != before["steps"]:
-            self._notes.append(
-                f"the run has {steps} steps, and had {before['steps']} so far: its schedule goes on as that of a "
-                f"run of {steps}"
-            )
-
-    def _trade_batches(self, checkpoint: dict[str, Any]) -> None:
-        """Count the place in the epoch in batches of this command's size.
-
-        Raises TrainingError if as many images to an optimizer step as before are not possible.
-        """
-        before, trainer = checkpoint["batch"], self.trainer
-        found = {"step": self.global_batch_size, "batch": self._images_per_batch()}
-        if found["step"] != before["step"]:
-            accumulated = trainer.accumulate_grad_batches
-            raise TrainingError(
-                f"the run takes {before['step']} images to an optimizer step; data.batch_size "
-                f"{found['batch'] // trainer.world_size} on {trainer.world_size} devices, with "
-                f"trainer.accumulate_grad_batches {accumulated}, makes {found['step']}. Expected data.batch_size "
-                f"{before['step'] / trainer.world_size / accumulated:g}"
-            )
-        if found["batch"] == before["batch"]:
-            return
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["current"], progress["total"]):
-            done = counts["ready"]
-            moved = done * before["batch"] // found["batch"] - done
-            counts.update({name: count + moved for name, count in counts.items()})
-        if not progress["is_last_batch"] and progress["current"]["ready"] >= self._images() // found["batch"]:
-            raise TrainingError(
-                f"batches of {found['batch']} images leave nothing of this epoch, whose rest is smaller: go on with "
-                f"batches of {before['batch']} to its end first"
-            )
+    def _batches(self) -> dict[str, int]:
+        return {"step": self.global_batch_size, "batch": self.batch_size}
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
@@ -350,13 +394,3 @@ def shard(network: nn.Module, mesh: Any) -> None:
         for block in getattr(stage, "blocks", ()):
             fully_shard(block, mesh=data_parallel)
     fully_shard(network, mesh=data_parallel)
-
-
-def agree(trainer: pl.Trainer, flag: bool) -> bool:
-    """Whether the flag is set on any rank: to be called by all of them."""
-    return flag if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(flag, all=False)
-
-
-def rank_of_environment() -> int:
-    """This process's rank, also where no trainer exists (any more)."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))

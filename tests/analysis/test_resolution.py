@@ -9,6 +9,7 @@ import timm
 
 import ganglion  # noqa: F401 - registers the networks
 from ganglion.analysis.resolution import paper_flops, plot_resolutions, resolutions
+from ganglion.tasks.classification.metrics import Counts
 from ganglion.tasks.evaluation import Result
 
 SIZES = (224, 384, 512, 640, 768, 1024)
@@ -16,9 +17,8 @@ SIZES = (224, 384, 512, 640, 768, 1024)
 
 def result(size: int) -> Result:
     return Result(
-        top1=80 - size / 100,
-        top5=95 - size / 100,
-        loss=1.0,
+        values={"top1": 80 - size / 100, "top5": 95 - size / 100, "loss": 1.0},
+        titles=Counts.TITLES,
         images=size,
         skipped=0,
         images_per_second=1e4 / size,
@@ -55,7 +55,7 @@ def test_picture(tmp_path):
     figure = plot_resolutions(rows, "a title", tmp_path / "sizes.png")
     accuracy, flops, speed = figure.axes
     assert [list(line.get_xdata()) for line in accuracy.lines] == [[224, 256, 384]] * 2
-    assert list(accuracy.lines[0].get_ydata()) == [row.result.top1 for row in rows]
+    assert list(accuracy.lines[0].get_ydata()) == [row.result.values["top1"] for row in rows]
     assert list(flops.lines[0].get_ydata()) == [row.flops / 1e9 for row in rows]
     assert [list(flops.lines[1].get_xdata()), list(flops.lines[1].get_ydata())] == [[224, 384], [4.9, 14.3]]
     assert list(speed.lines[0].get_ydata()) == [row.result.images_per_second for row in rows]

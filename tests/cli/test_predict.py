@@ -281,7 +281,7 @@ def test_a_failure_is_json_too(capsys, pictures, tmp_path):
     ],
 )
 def test_out_of_memory_is_one_line(capsys, monkeypatch, model, pictures, raised, said):
-    from ganglion.tasks.classification import prediction
+    from ganglion.tasks import prediction
 
     def greedy(*args):
         raise raised

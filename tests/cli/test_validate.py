@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ganglion.analysis.complexity import complexity
+from ganglion.data import Batch
 from ganglion.tasks.classification.metrics import Counts
 from ganglion_cli import common, main
 from ganglion_cli.common import ProgressLine
@@ -250,11 +251,11 @@ def test_progress(capsys, monkeypatch, terminal):
     now = 0.0
     monkeypatch.setattr(common.time, "monotonic", lambda: now)
     monkeypatch.setattr(common.sys.stderr, "isatty", lambda: terminal)
-    progress = ProgressLine(100, "size 32: ")
+    progress = ProgressLine(100, "top1", "size 32: ")
     counts = Counts()
     for _ in range(25):
         now += 1.0
-        counts.update(torch.eye(4)[:2], torch.tensor([0, 0]))
+        counts.update(torch.eye(4)[:2], Batch(torch.empty(2, 3, 1, 1), torch.tensor([0, 0]), []))
         progress(counts)
     progress.close()
     shown = capsys.readouterr().err

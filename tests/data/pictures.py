@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganglion.data import open_image
+from ganglion.data import ImageTransform, open_image
 
 
 def encode(picture: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -34,6 +34,7 @@ def number(image: torch.Tensor) -> int:
     return int(values)
 
 
+@ImageTransform
 def plain(image: Image.Image | torch.Tensor) -> torch.Tensor:
     """A transform that changes nothing: values from 0 to 255."""
     if isinstance(image, torch.Tensor):
@@ -42,6 +43,7 @@ def plain(image: Image.Image | torch.Tensor) -> torch.Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
+@ImageTransform
 def noisy(image: Image.Image | torch.Tensor) -> torch.Tensor:
     """A transform that draws from every generator that transforms draw from."""
     import random

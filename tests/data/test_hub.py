@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ganglion.data import BrokenImage, DataError, eval_loader, open_dataset, train_loader
+from ganglion.data import BrokenImage, DataError, Processes, eval_loader, open_dataset, train_loader
 
 from .pictures import (
     broken_pictures,
@@ -105,7 +105,14 @@ def test_image_folder(tmp_path):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_evaluation_sees_each_image_once(root, ranks, workers):
     shares = [
-        list(eval_loader(source(root), plain, batch_size=4, rank=r, world_size=ranks, num_workers=workers))
+        list(
+            eval_loader(
+                source(root),
+                plain,
+                batch_size=4,
+                processes=Processes(rank=r, world_size=ranks, workers=workers),
+            )
+        )
         for r in range(ranks)
     ]
     assert len({len(share) for share in shares}) == 1
@@ -120,7 +127,7 @@ def test_resumed_stream_goes_on_where_it_was(root, workers):
     def batches(epoch, start=0):
         loader = train_loader(
             source(root, training=True), noisy, batch_size=2, seed=5, epoch=epoch, start_batch=start,
-            num_workers=workers,
+            processes=Processes(workers=workers),
         )  # fmt: skip
         return [(batch.images, batch.targets) for batch in loader]
 
@@ -167,11 +174,13 @@ def with_broken(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_in_a_stream(tmp_path, workers):
     root = with_broken(tmp_path / "data")
-    batches = list(eval_loader(source(root), plain, batch_size=4, num_workers=workers))
+    batches = list(eval_loader(source(root), plain, batch_size=4, processes=Processes(workers=workers)))
     assert seen(batches) == sorted(set(range(IMAGES)) - {1, 5, 14})
     assert sorted(b.name for batch in batches for b in batch.broken) == ["0001.png", "0005.png", "0014.png"]
     trained = list(
-        train_loader(source(root, training=True), plain, batch_size=3, seed=0, num_workers=workers)
+        train_loader(
+            source(root, training=True), plain, batch_size=3, seed=0, processes=Processes(workers=workers)
+        )
     )
     assert len(trained) == 5 and len(seen(trained)) == IMAGES
     if not workers:

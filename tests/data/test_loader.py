@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ganglion.data import Broken, BrokenCounter, DataError, eval_loader, open_dataset, train_loader
+from ganglion.data import Broken, BrokenCounter, DataError, Processes, eval_loader, open_dataset, train_loader
 
 from .pictures import broken_pictures, noisy, number, plain, write_folder
 
@@ -42,7 +42,7 @@ def same(batches, expected) -> bool:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_processes_loads_the_same(folder, damaged, workers):
     for root in (folder, damaged):
-        assert same(load(root, num_workers=workers), load(root))
+        assert same(load(root, processes=Processes(workers=workers)), load(root))
 
 
 def test_batches_are_a_function_of_seed_epoch_and_position(folder):
@@ -62,7 +62,9 @@ def test_batches_are_a_function_of_seed_epoch_and_position(folder):
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_side_by_side_are_one(damaged, ranks):
     """Images, augmentation and replacements."""
-    shares = [load(damaged, batch_size=2, rank=r, world_size=ranks) for r in range(ranks)]
+    shares = [
+        load(damaged, batch_size=2, processes=Processes(rank=r, world_size=ranks)) for r in range(ranks)
+    ]
     whole = load(damaged, batch_size=2 * ranks)
     for parts, batch in zip(zip(*shares, strict=True), whole, strict=True):
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
@@ -88,9 +90,7 @@ def test_evaluation_sees_each_image_once(damaged, ranks, workers):
                 open_dataset(damaged, split="train"),
                 plain,
                 batch_size=6,
-                rank=r,
-                world_size=ranks,
-                num_workers=workers,
+                processes=Processes(rank=r, world_size=ranks, workers=workers),
             )
         )
         for r in range(ranks)
@@ -124,7 +124,7 @@ def test_nothing_readable(tmp_path, workers):
         (tmp_path / "train" / "a").mkdir(parents=True, exist_ok=True)
         (tmp_path / "train" / "a" / f"{i}.png").write_bytes(b"")
     with pytest.raises(DataError) as error:
-        load(tmp_path, batch_size=1, num_workers=workers)
+        load(tmp_path, batch_size=1, processes=Processes(workers=workers))
     said = str(error.value)
     assert said.startswith("none of the 3 images can be read; a/") and said.endswith("empty, or not an image")
 
@@ -139,7 +139,7 @@ def test_forked_processes_do_not_share_a_tar_file(folder, tmp_path):
     source.image(0)  # pyright: ignore
     expected = load(folder, batch_size=1)
     for _ in range(2):
-        found = list(train_loader(source, noisy, batch_size=1, seed=4, num_workers=2))
+        found = list(train_loader(source, noisy, batch_size=1, seed=4, processes=Processes(workers=2)))
         assert same(found, expected) and not any(batch.broken for batch in found)
 
 

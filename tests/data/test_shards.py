@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ganglion.data import DataError, eval_loader, open_dataset, train_loader
+from ganglion.data import DataError, ImageTransform, Processes, eval_loader, open_dataset, train_loader
 from ganglion.data.stream import ShardSource
 
 from .pictures import (
@@ -63,7 +63,10 @@ def test_evaluation_sees_each_image_once(root, ranks, workers):
     for split, images in (("train", 38), ("val", 5)):
         loaders = [
             eval_loader(
-                source(root, split), plain, batch_size=4, rank=r, world_size=ranks, num_workers=workers
+                source(root, split),
+                plain,
+                batch_size=4,
+                processes=Processes(rank=r, world_size=ranks, workers=workers),
             )
             for r in range(ranks)
         ]
@@ -82,7 +85,13 @@ def test_evaluation_sees_each_image_once(root, ranks, workers):
 def test_resumed_stream_goes_on_where_it_was(root, workers):
     def batches(epoch, start=0):
         loader = train_loader(
-            source(root), noisy, batch_size=3, seed=5, epoch=epoch, start_batch=start, num_workers=workers
+            source(root),
+            noisy,
+            batch_size=3,
+            seed=5,
+            epoch=epoch,
+            start_batch=start,
+            processes=Processes(workers=workers),
         )
         assert len(loader) == 12
         return [(batch.images, batch.targets) for batch in loader]
@@ -132,7 +141,11 @@ def test_training_places_share_nothing(root, ranks, workers):
     batches = [
         numbers(
             train_loader(
-                source(root), plain, batch_size=2, seed=0, rank=r, world_size=ranks, num_workers=workers
+                source(root),
+                plain,
+                batch_size=2,
+                seed=0,
+                processes=Processes(rank=r, world_size=ranks, workers=workers),
             )
         )
         for r in range(ranks)
@@ -150,14 +163,16 @@ def test_shards_change_hands_between_epochs(root):
     assert len(parts) > 2
 
 
+@ImageTransform
 def only_noise(image) -> torch.Tensor:
     return torch.rand(1, 1, 1)
 
 
 def test_augmentation_differs_between_images_epochs_and_ranks(root):
     drawn: list[float] = []
-    for place in ({"epoch": 0}, {"epoch": 1}, {"seed": 1}, {"rank": 1}, {"num_workers": 2}):
-        options = {"batch_size": 3, "seed": 0, "world_size": 2} | place
+    for place in ({"epoch": 0}, {"epoch": 1}, {"seed": 1}, {"rank": 1}, {"workers": 2}):
+        processes = Processes(world_size=2, rank=place.pop("rank", 0), workers=place.pop("workers", 0))
+        options = {"batch_size": 3, "seed": 0, "processes": processes} | place
         loader = train_loader(source(root), only_noise, **options)
         drawn += [v for batch in loader for v in batch.images.flatten().tolist()]
     # The first process of rank 0 is the same place, however many others there are.
@@ -172,12 +187,14 @@ def test_an_epoch_of_one_process_is_each_image_once(root):
 
 def test_too_few_shards(root):
     loader = {"transform": plain, "batch_size": 1, "seed": 0}
-    train_loader(source(root), world_size=2, num_workers=3, **loader)
+    train_loader(source(root), processes=Processes(world_size=2, workers=3), **loader)
     with pytest.raises(DataError, match=r"6 shards for 2 devices with 4 .* Expected at most 3 data.workers"):
-        train_loader(source(root), world_size=2, num_workers=4, **loader)
+        train_loader(source(root), processes=Processes(world_size=2, workers=4), **loader)
     with pytest.raises(DataError, match=r"6 shards for 7 devices with 1 .* Expected at least 7 shards"):
-        train_loader(source(root), world_size=7, num_workers=0, **loader)
-    eval_loader(source(root), plain, batch_size=1, world_size=7, num_workers=4)  # there it does not matter
+        train_loader(source(root), processes=Processes(world_size=7, workers=0), **loader)
+    eval_loader(
+        source(root), plain, batch_size=1, processes=Processes(world_size=7, workers=4)
+    )  # there it does not matter
 
 
 def test_pictures_are_those_of_a_folder(tmp_path):
@@ -207,7 +224,9 @@ BROKEN_NUMBERS = {1, 18, *range(19, 25)}
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_in_evaluation(tmp_path, workers):
     batches = list(
-        eval_loader(source(with_broken(tmp_path), "val"), plain, batch_size=4, num_workers=workers)
+        eval_loader(
+            source(with_broken(tmp_path), "val"), plain, batch_size=4, processes=Processes(workers=workers)
+        )
     )
     assert seen(batches) == sorted(set(range(38)) - BROKEN_NUMBERS)
     broken = [b for batch in batches for b in batch.broken]
@@ -222,7 +241,7 @@ def test_broken_in_training(tmp_path, workers):
     root = with_broken(tmp_path)
 
     def batches(start=0):
-        options = {"seed": 1, "epoch": 2, "start_batch": start, "num_workers": workers}
+        options = {"seed": 1, "epoch": 2, "start_batch": start, "processes": Processes(workers=workers)}
         return list(train_loader(source(root), noisy, batch_size=2, **options))
 
     whole = batches()
@@ -256,7 +275,7 @@ def test_a_broken_image_gives_way_to_the_next(tmp_path):
 def test_nothing_readable(tmp_path, workers):
     stream = source(write_shards(tmp_path, {"train": [[b""] * 4]}))
     with pytest.raises(DataError) as error:
-        list(train_loader(stream, plain, batch_size=2, seed=0, num_workers=workers))
+        list(train_loader(stream, plain, batch_size=2, seed=0, processes=Processes(workers=workers)))
     assert str(error.value).startswith("none of the 4 images can be read; train-0.tar/000")
 
 

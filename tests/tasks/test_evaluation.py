@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ganglion.data import Batch, Broken
+from ganglion.tasks.classification.metrics import Counts
 from ganglion.tasks.evaluation import evaluate
 
 
@@ -48,12 +49,12 @@ def by_hand(network, batches) -> tuple[int, int, int, float]:
 
 
 def test_counts_of_a_loop_written_by_hand(network, batches):
-    result = evaluate(network, batches)
+    result = evaluate(network, batches, Counts())
     images, top1, top5, loss = by_hand(network, batches)
     assert 0 < top1 < top5 < images == 10
     assert (result.images, result.skipped) == (images, 2)
-    assert (result.top1, result.top5) == (100 * top1 / images, 100 * top5 / images)
-    assert result.loss == pytest.approx(loss / images, rel=1e-5)
+    assert (result.values["top1"], result.values["top5"]) == (100 * top1 / images, 100 * top5 / images)
+    assert result.values["loss"] == pytest.approx(loss / images, rel=1e-5)
     assert result.images_per_second > 0
     assert [b.name for b in result.broken] == ["a.jpg", "b.jpg"]
 
@@ -63,25 +64,28 @@ def test_mixed_precision_and_memory_format(network, batches):
     hook = network.stem.register_forward_pre_hook(
         lambda module, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
     )
-    plain = evaluate(network, batches)
-    mixed = evaluate(network, batches, amp=torch.bfloat16, channels_last=True)
+    plain = evaluate(network, batches, Counts())
+    mixed = evaluate(network, batches, Counts(), amp=torch.bfloat16, channels_last=True)
     hook.remove()
     assert seen == [False] * 3 + [True] * 3
-    assert mixed.loss == pytest.approx(plain.loss, rel=0.03) and mixed.loss != plain.loss
+    assert (
+        mixed.values["loss"] == pytest.approx(plain.values["loss"], rel=0.03)
+        and mixed.values["loss"] != plain.values["loss"]
+    )
 
 
 def test_progress_sees_the_sums_grow(network, batches):
     seen = []
-    evaluate(network, batches, progress=lambda counts: seen.append(counts.images))
+    evaluate(network, batches, Counts(), progress=lambda counts: seen.append(counts.images))
     assert seen == [5, 8, 10]
 
 
 def test_nothing_to_count(network, batches):
     batches[1].targets[:] = -1
-    result = evaluate(network, batches[1:2])
-    assert (result.images, result.skipped) == (0, 2) and math.isnan(result.top1)
+    result = evaluate(network, batches[1:2], Counts())
+    assert (result.images, result.skipped) == (0, 2) and math.isnan(result.values["top1"])
 
 
 def test_train_mode_is_refused(network, batches):
     with pytest.raises(ValueError, match=r"train mode: call eval\(\)"):
-        evaluate(network.train(), batches)
+        evaluate(network.train(), batches, Counts())

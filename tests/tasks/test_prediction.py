@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 import ganglion
-from ganglion.tasks.classification.prediction import predictions
 from ganglion.tasks.evaluation import NetworkError
+from ganglion.tasks.prediction import predictions
 from tests.cli.networks import NAMES, export, network, picture, preprocess
 
 
@@ -161,7 +161,7 @@ def test_no_decoded_image_is_kept(model, file, monkeypatch):
     """Only what the network takes waits for its batch."""
     import weakref
 
-    from ganglion.tasks.classification import prediction
+    from ganglion.tasks import prediction
 
     alive: list[weakref.ref] = []
 

@@ -55,7 +55,6 @@ def test_best_is_kept_over_a_resume(mode, values, data, tmp_path, monkeypatch):
         self.log("val/loss", values[self.epoch], rank_zero_only=False)
 
     monkeypatch.setattr(classification.Classification, "on_validation_epoch_end", measure)
-    monkeypatch.setattr(classification.Classification, "METRICS", ("val/loss",))
     argv = arguments(data, tmp_path, **PLAIN, checkpoint__monitor="val/loss", checkpoint__mode=mode)
     run(monkeypatch, argv, crash_at=7)
     run(monkeypatch, argv)

@@ -7,35 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import Mixup, resolve_data_config
+from timm.data import Mixup
 from timm.models import get_model_args
 from torch import Tensor, nn
 
 from ...config import check_literals, check_range
 from ...data import (
-    Augmentation,
     Batch,
-    DataError,
-    ImageSource,
-    Loader,
-    MissingSplit,
-    eval_loader,
-    eval_transform,
-    open_dataset,
-    per_channel,
-    split_off,
-    train_loader,
-    train_transform,
 )
 from ...errors import unknown
 from ...models import load_checkpoint
+from ...training.errors import TrainingError
 from ...training.optimization import OptimizerConfig, ScheduleConfig
-from ...training.summary import split_line
-from ...training.task import Task, TrainingError
+from ...training.summary import parameters_line
+from ...training.task import Task
+from .data import ClassificationData
 from .metrics import Counts
 
 
@@ -98,8 +87,6 @@ class Classification(Task):
         compile: torch.compile the network.
     """
 
-    METRICS = ("val/loss", "val/top1", "val/top5")
-
     def __init__(
         self,
         name: str,
@@ -155,22 +142,24 @@ class Classification(Task):
         self.class_weights: torch.Tensor | None
         self.register_buffer("class_weights", weights_C, persistent=False)
         self._mix: Mixup | None = None
-        self._counts = Counts()
+
+    @property
+    def data(self) -> ClassificationData:
+        data = super().data
+        assert isinstance(data, ClassificationData)
+        return data
+
+    def metrics(self) -> Counts:
+        return Counts()
+
+    def describe(self) -> str:
+        return f"{self.name}, {parameters_line(self.network)}, {self.num_classes} classes"
 
     def build(self) -> nn.Module:
-        data: ClassificationData = self.trainer.datamodule  # pyright: ignore
-        if self.num_classes is None:
-            self.num_classes = data.num_classes
+        if self.has_data or self.balanced:
+            self._agree_with(self.data)
         if not self.num_classes:
             raise TrainingError("the data do not say how many classes they have: set model.num_classes")
-        for part in data.parts:
-            data.source(part).check_classes(self.num_classes)
-        if 0 < data.num_classes < self.num_classes:
-            self.print(
-                f"note: model.num_classes is {self.num_classes}, and the data have {data.num_classes} classes"
-            )
-        if self.balanced:
-            self.class_weights = balanced_weights(data.source("train").labels(), self.num_classes)
         if self.class_weights is not None and len(self.class_weights) != self.num_classes:
             raise ValueError(
                 f"model.class_weights has {len(self.class_weights)} values: expected one for each of the "
@@ -188,12 +177,30 @@ class Classification(Task):
             )
         network = self._create()
         if self.name.startswith("local-dir:") and not self.pretrained:
-            self.print(
+            self.note(
                 f"note: {self.name} begins with random weights: model.pretrained true takes those of the folder"
             )
         if self.weights is not None:
             self._load(network, self.weights)
         return network
+
+    def _agree_with(self, data: ClassificationData) -> None:
+        """All that task and data must agree on, in one place; takes from the data what the recipe leaves to them."""
+        if self.num_classes is None:
+            self.num_classes = data.num_classes
+        if self.num_classes:
+            for part in data.parts:
+                data.source(part).check_classes(self.num_classes)
+            if 0 < data.num_classes < self.num_classes:
+                self.note(
+                    f"note: model.num_classes is {self.num_classes}, and the data have {data.num_classes} classes"
+                )
+            if self.balanced:
+                self.class_weights = balanced_weights(data.source("train").labels(), self.num_classes)
+        if self.mixing.active and data.batch_size % 2:
+            raise TrainingError(
+                f"data.batch_size is {data.batch_size}: mixing pairs images, expected an even number"
+            )
 
     def _create(self) -> nn.Module:
         """The network as timm makes it. Its errors are of any type: all of them come from the settings named here."""
@@ -220,7 +227,8 @@ class Classification(Task):
             raise TrainingError(f"{field}: {line}") from error
 
     def _load(self, network: nn.Module, weights: str) -> None:
-        classifier: Any = network.get_classifier()  # pyright: ignore
+        timm_network: Any = network
+        classifier = timm_network.get_classifier()
         fresh = copy.deepcopy(classifier.state_dict())
         report = load_checkpoint(network, weights, strict=False)
         if not report.all_but_classifier:
@@ -230,21 +238,21 @@ class Classification(Task):
             )
         if self.new_classifier:
             classifier.load_state_dict(fresh)
-        self.print(f"{weights}: {report}" + ("\n  the classifier begins anew" if self.new_classifier else ""))
+        self.note(f"{weights}: {report}" + ("\n  the classifier begins anew" if self.new_classifier else ""))
 
     def description(self) -> dict[str, Any]:
-        data: ClassificationData = self.trainer.datamodule  # pyright: ignore
+        network: Any = self.network
         name, args = self.name, self.model_args | {"in_chans": self.in_chans}
         if name.startswith(("local-dir:", "hf-hub:")):  # what it names may be gone, or changed, by then
-            name = self.network.pretrained_cfg["architecture"]  # pyright: ignore
-            args = get_model_args(self.network, args)
+            name = network.pretrained_cfg["architecture"]
+            args = get_model_args(network, args)
             args.pop("num_classes", None)
         return {
             "model": name,
             "model_args": args,
             "num_classes": self.num_classes,
-            "data_config": data.data_config(self.network),
-            "class_names": data.class_names,
+            "data_config": self.data.data_config(network),
+            "class_names": self.data.class_names,
         }
 
     def check_continues(self, before: Mapping[str, Any]) -> None:
@@ -258,23 +266,13 @@ class Classification(Task):
 
     def loss(self, batch: Batch) -> Tensor:
         images, targets = batch.images, batch.targets
+        assert isinstance(targets, Tensor)
         smoothing = self.label_smoothing
         if self._mix is not None and (self.mixing.off_epoch is None or self.epoch < self.mixing.off_epoch):
             images, targets = self._mix(images, targets)
             smoothing = 0.0  # already in the mixed targets
         logits = self(images)
         return F.cross_entropy(logits.float(), targets, weight=self.class_weights, label_smoothing=smoothing)
-
-    def on_validation_epoch_start(self) -> None:
-        self._counts = Counts()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._counts.update(self(batch.images), batch.targets)
-
-    def on_validation_epoch_end(self) -> None:
-        counts = self._counts.reduce()
-        found = {"val/top1": counts.top1, "val/top5": counts.top5, "val/loss": counts.loss}
-        self.log_dict(found, rank_zero_only=False)
 
 
 def _differing_classes(names: list[str], known: list[str] | None) -> str:
@@ -300,226 +298,6 @@ def balanced_weights(labels: Sequence[int], num_classes: int) -> Tensor:
     return len(labels) / (num_classes * counts_C.float())
 
 
-class ClassificationData(pl.LightningDataModule):
-    """Images with labels: which are trained on, which measured on, and how they are read.
-
-    Args:
-        root: folder of class folders (below a folder for each split), a tar file, shards, or npz arrays.
-        name: how it is read: "" for folders and tar files, "wds/...", "hfds/...", "hfids/...", "torch/...".
-        train_split: name of the training images' split.
-        val_split: name of the validation images' split, or the fraction of the training images that is set aside for
-            validation, e.g. 0.1: drawn by `seed_everything`, class by class. null: no validation.
-        val_labels: file of the validation images' classes, where they lie in no class folders.
-        batch_size: images per device and forward pass.
-        val_batch_size: likewise, in validation. null: batch_size.
-        workers: processes per device that read and augment. 0: the main process does.
-        img_size: side of the images in pixels. null: the network's own.
-        crop_pct: evaluation resizes to img_size / crop_pct and cuts the centre out. null: the network's own.
-        mean: of every channel, of images from 0 to 1. null: the network's own.
-        std: likewise.
-        augmentation: of training images.
-        train_limit: use the first so many training images only.
-        val_limit: use the first so many validation images only.
-        num_samples: training images of a stream whose length is unknown.
-        class_map: file of the class names in the order of their numbers, text or JSON. null: sorted.
-        max_broken: share of broken images, of those in a split, above which the run stops.
-        seed: see `seed_everything`.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        *,
-        name: str = "",
-        train_split: str = "train",
-        val_split: str | float | None = "validation",
-        val_labels: str | None = None,
-        batch_size: int = 128,
-        val_batch_size: int | None = None,
-        workers: int = 4,
-        img_size: int | None = None,
-        crop_pct: float | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008  frozen
-        train_limit: int | None = None,
-        val_limit: int | None = None,
-        num_samples: int | None = None,
-        class_map: str | None = None,
-        max_broken: float = 0.01,
-        seed: int = 0,
-    ):
-        super().__init__()
-        counts = {"batch_size": batch_size, "val_batch_size": val_batch_size, "img_size": img_size}
-        counts |= {"train_limit": train_limit, "val_limit": val_limit, "num_samples": num_samples}
-        for field, value in counts.items():
-            check_range(f"data.{field}", value, 1)
-        check_range("data.workers", workers, 0)
-        check_range("data.crop_pct", crop_pct, above=0, high=1)
-        check_range("data.mean", mean, 0, 1)
-        check_range("data.std", std, above=0, high=1)
-        check_range("data.max_broken", max_broken, 0, 1)
-        check_range("seed_everything", seed, 0)
-        self.val_fraction = _fraction(val_split)
-        if root.endswith((".tar", ".npz")) and val_split is not None and self.val_fraction is None:
-            raise ValueError(
-                f"data.root {root} is one file, of one split: expected a folder with both {train_split} and "
-                f"{val_split}, or for data.val_split null or a fraction, such as 0.1"
-            )
-        if val_labels is not None and (val_split is None or self.val_fraction is not None):
-            raise ValueError(f"data.val_labels {val_labels}: expected a data.val_split with these images")
-        self.root, self.reader, self.class_map, self.val_labels = root, name, class_map, val_labels
-        self.splits = {"train": train_split, "val": None if val_split is None else str(val_split)}
-        self.limits = {"train": train_limit, "val": val_limit}
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
-        self.workers, self.num_samples, self.seed = workers, num_samples, seed
-        self.img_size, self.crop_pct, self.mean, self.std = img_size, crop_pct, mean, std
-        self.augmentation, self.max_broken = augmentation, max_broken
-        self._sources: dict[str, ImageSource] = {}
-        self._place: dict[str, int] | None = None
-
-    @property
-    def _run(self) -> Any:
-        """The trainer, which there is as soon as anything is asked of the data."""
-        return self.trainer
-
-    @property
-    def parts(self) -> tuple[Literal["train", "val"], ...]:
-        return ("train",) if self.splits["val"] is None else ("train", "val")
-
-    def setup(self, stage: str) -> None:
-        for part in self.parts:
-            if (note := self.source(part).note) and (part == "train" or self.val_fraction is None):
-                self._run.lightning_module.print(f"{part}: {note}")
-        if "val" not in self.parts:
-            self._run.limit_val_batches = 0  # Lightning would warn of a loader without batches
-
-    def describe(self) -> list[tuple[str, str]]:
-        """What there is to train on and to validate with, as titles and lines."""
-        task = self._run.lightning_module
-        channels, height, width = self.data_config(task.network)["input_size"]
-        train, val = str(self.splits["train"]), str(self.splits["val"])
-        where = val if self.val_fraction is None else f"{val} of {train}"
-        validation = split_line(self.source("val"), where) if "val" in self.parts else "none"
-        return [
-            ("images", f"{height} x {width} pixels, {channels} channels; {self.root}"),
-            ("training", split_line(self.source("train"), train)),
-            ("validation", validation),
-        ]
-
-    def source(self, part: Literal["train", "val"]) -> ImageSource:
-        """The images of a part, opened at the first call. Raises DataError where there are none."""
-        if part not in self._sources:
-            if self.val_fraction is not None:
-                train, val = split_off(self._open("train"), self.val_fraction, self.seed)
-                self._sources = {"train": train, "val": val.first(self.limits["val"])}
-            else:
-                self._sources[part] = self._open(part)
-        return self._sources[part]
-
-    def _open(self, part: Literal["train", "val"]) -> ImageSource:
-        split = self.splits[part]
-        assert split is not None
-        class_map: Any = self.class_map
-        if part == "val" and class_map is None and (names := self.class_names):
-            # A class without validation images must not renumber those after it.
-            class_map = {name: label for label, name in enumerate(names)}
-        try:
-            source = open_dataset(
-                self.root,
-                split=split,
-                or_root=part == "train" and (self.val_fraction is not None or self.splits["val"] is None),
-                name=self.reader,
-                channels=self._run.lightning_module.in_chans,
-                training=part == "train",
-                class_map=class_map,
-                labels=self.val_labels if part == "val" else None,
-                limit=self.limits[part],
-                num_samples=self.num_samples if part == "train" else None,
-            )
-        except MissingSplit as error:
-            hint = {
-                "train": "; class folders without splits are read with data.val_split 0.1 or null",
-                "val": ", or data.val_split 0.1, which sets a tenth of the training images aside",
-            }
-            raise DataError(f"{error} Expected one of them as data.{part}_split{hint[part]}") from error
-        if part == "train" and source.num_classes == 1:
-            only = f", {source.class_names[0]!r}" if source.class_names else ""
-            raise DataError(
-                f"the training images are of one class{only}: expected a folder for each of several"
-            )
-        return source
-
-    @property
-    def num_classes(self) -> int:
-        return self.source("train").num_classes
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self.source("train").class_names
-
-    def data_config(self, network: nn.Module) -> dict[str, Any]:
-        """The network's preprocessing in timm's terms, with this data's own settings.
-
-        Raises ValueError for a mean or std that has neither one value nor one for every channel.
-        """
-        channels: int = network.in_chans  # pyright: ignore
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if values is not None and len(values) not in (1, channels):
-                raise ValueError(f"data.{name} has {len(values)} values: expected 1 or {channels}")
-        args: dict[str, Any] = {"crop_pct": self.crop_pct, "mean": self.mean, "std": self.std}
-        args["in_chans"] = channels
-        if self.img_size is not None:
-            args["img_size"] = self.img_size
-        config = resolve_data_config({k: v for k, v in args.items() if v is not None}, model=network)
-        for name in ("mean", "std"):
-            config[name] = per_channel(config[name], channels)
-        return config
-
-    def _network(self) -> nn.Module:
-        return self._run.lightning_module.network
-
-    def train_dataloader(self) -> Loader:
-        task = self._run.lightning_module
-        if task.mixing.active and self.batch_size % 2:
-            raise TrainingError(
-                f"data.batch_size is {self.batch_size}: mixing pairs images, expected an even number"
-            )
-        progress = self._run.fit_loop.epoch_loop.batch_progress
-        done = 0 if progress.is_last_batch else progress.current.ready
-        return train_loader(
-            self.source("train"),
-            train_transform(self.augmentation, self.data_config(self._network())),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch=task.epoch,
-            start_batch=done,
-            rank=self._run.global_rank,
-            world_size=self._run.world_size,
-            num_workers=self.workers,
-            pin_memory=self._run.strategy.root_device.type == "cuda",
-        )
-
-    def val_dataloader(self) -> Loader:
-        return eval_loader(
-            self.source("val"),
-            eval_transform(self.data_config(self._network())),
-            batch_size=self.val_batch_size,
-            rank=self._run.global_rank,
-            world_size=self._run.world_size,
-            num_workers=self.workers,
-            pin_memory=self._run.strategy.root_device.type == "cuda",
-        )
-
-
-def _fraction(val_split: str | float | None) -> float | None:
-    """The fraction that is to be set aside; None where `val_split` is a name, such as 2017."""
-    if val_split is None or (isinstance(val_split, str) and val_split.isdecimal()):
-        return None
-    try:
-        fraction = float(val_split)
-    except ValueError:
-        return None
-    check_range("data.val_split", fraction, above=0, below=1)
-    return fraction
+#: What `ganglion fit` trains, and on what.
+TASK = Classification
+DATA = ClassificationData

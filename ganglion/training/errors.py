@@ -1,0 +1,7 @@
+"""What ends a run."""
+
+from __future__ import annotations
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why, and what to change. Checkpoints already written are intact."""

@@ -147,6 +147,12 @@ def run(args: argparse.Namespace) -> int:
 
     device = pick_device(args)
     loaded = load(args)
+    if loaded.task.name != "classification":
+        named = {"--per-class": args.per_class, "--predictions": args.predictions}
+        if wrong := [option for option, value in named.items() if value is not None]:
+            args.parser.error(f"{wrong[0]} is of classification, and {loaded.name} is of {loaded.task.name}")
+        if args.plot is not None and not args.sizes:
+            args.parser.error(f"--plot needs --sizes where the task is {loaded.task.name}")
     if args.crop_pct is not None:
         loaded = replace(loaded, data_config=loaded.data_config | {"crop_pct": args.crop_pct})
     try:
@@ -158,14 +164,15 @@ def run(args: argparse.Namespace) -> int:
         "checkpoint": args.checkpoint and shown(args.checkpoint),
         "data": shown(args.data),
         "split": args.split or "validation",
-        "crop_pct": loaded.data_config["crop_pct"],
+        "crop_pct": loaded.data_config.get("crop_pct"),
         "amp": args.amp,
         "device": str(device),
     }
     if not args.json:
+        crop = "" if about["crop_pct"] is None else f", crop_pct {about['crop_pct']:g}"
         print(shown(loaded.description))
         print(
-            f"{len(labelled.source)} images of {about['data']} ({about['split']}), crop_pct {about['crop_pct']:g}\n",
+            f"{len(labelled.source)} images of {about['data']} ({about['split']}){crop}\n",
             flush=True,
         )
     measure = _measure(args, loaded, labelled, device)

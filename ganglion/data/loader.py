@@ -27,8 +27,13 @@ Collate = Callable[[list[torch.Tensor], list[Any]], tuple[torch.Tensor, Targets]
 
 
 def stack(images: list[torch.Tensor], targets: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, C, H, W) from images of one size, and (B,) int64 from labels; -1 for what does not count."""
-    return torch.stack(images), torch.tensor([-1 if target is None else target for target in targets])
+    """(B, C, H, W) from images of one size, and from labels (B,) int64, -1 for what does not count; from floating-point
+    tensors of one shape their stack, NaN for what does not count."""
+    some = next((target for target in targets if isinstance(target, torch.Tensor)), None)
+    if some is None:
+        return torch.stack(images), torch.tensor([-1 if target is None else target for target in targets])
+    unknown = torch.full_like(some, float("nan"))
+    return torch.stack(images), torch.stack([unknown if target is None else target for target in targets])
 
 
 def _seed(seed: int) -> None:

@@ -186,7 +186,8 @@ class FitCLI(LightningCLI):
                 task,
                 self.data,
                 folder=folder,
-                config=self._dump(),
+                config=self._dump(self.config),
+                defaults=self._dump(self.parser.get_defaults()),
                 tell=_tell,
                 task_folder=self._task,
             )
@@ -204,8 +205,8 @@ class FitCLI(LightningCLI):
         assert isinstance(self.datamodule, TaskData)
         return self.datamodule
 
-    def _dump(self) -> str:
-        config = _plain(self.config.clone())
+    def _dump(self, config: Namespace) -> str:
+        config = _plain(config.clone())
         config.pop("config", None)
         config.pop("resume", None)
         config.pop("allow_code", None)  # never a recipe's to say

@@ -78,12 +78,14 @@ def run(
     *,
     folder: RunFolder,
     config: str,
+    defaults: str,
     tell: Callable[[str], None],
     task_folder: TaskFolder,
 ) -> None:
     """Train from the newest good checkpoint of the folder, or from the beginning, and export the network.
 
-    trainer: with an `AtomicCheckpointIO`, `Checkpoints` and a `Recorder`. config: the recipe with every field, as YAML.
+    trainer: with an `AtomicCheckpointIO`, `Checkpoints` and a `Recorder`. config: the recipe with every field, as YAML;
+    defaults: likewise of one that says nothing.
     task_folder: where the task is from.
 
     Raises Interrupted where training ended before the end of the run; TrainingError, CheckpointError, DataError,
@@ -93,7 +95,7 @@ def run(
     with folder.held(tell) if first else nullcontext():
         if first:
             folder.check_ours()
-        _run(trainer, task, data, folder, config, tell, task_folder)
+        _run(trainer, task, data, folder, config, defaults, tell, task_folder)
 
 
 def _run(
@@ -102,6 +104,7 @@ def _run(
     data: TaskData,
     folder: RunFolder,
     config: str,
+    defaults: str,
     tell: Callable[[str], None],
     task_folder: TaskFolder,
 ) -> None:
@@ -113,7 +116,7 @@ def _run(
     if (found := newest_good(folder.checkpoints)) is not None:
         path, io.content = found
         io.path = path
-        changed = _changed(folder.config, config)
+        changed = _changed(folder.config, config, defaults)
         if refused := [change for change in changed if not change.startswith(_FREE)]:
             raise ValueError(
                 f"{folder.path} holds a run with other settings: {', '.join(refused)}. Choose another --output, or go "
@@ -188,15 +191,16 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def _changed(path: Path, config: str) -> list[str]:
-    """The settings of a recorded recipe that differ from those of another, each with both values."""
+def _changed(path: Path, config: str, defaults: str) -> list[str]:
+    """The settings of a recorded recipe that differ from those of another, each with both values. What an earlier
+    version did not know has its default there."""
     try:
         recorded = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         return []
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
-    before, now = _flat(recorded), _flat(yaml.safe_load(config))
+    before, now = _flat(yaml.safe_load(defaults)) | _flat(recorded), _flat(yaml.safe_load(config))
     return [
         f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)"
         for key in sorted(before.keys() | now.keys())

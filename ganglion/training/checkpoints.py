@@ -33,6 +33,10 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "callbacks": lambda value: isinstance(value, dict),
     "global_step": lambda value: isinstance(value, int) and value >= 0,
     "epoch_losses": lambda value: _holds(value, {"sum": float, "count": float}),
+}
+
+#: Likewise, of runs that did not begin before these were written.
+_LATER: dict[str, Callable[[Any], bool]] = {
     "measured": lambda value: isinstance(value, dict) and all(isinstance(v, float) for v in value.values()),
     "length": lambda value: _holds(value, {"steps": int, "images": int}),
     "batch": lambda value: _holds(value, {"step": int, "batch": int}),
@@ -118,6 +122,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "ganglion" not in content:
         raise ForeignCheckpointError(f"{path} is no checkpoint of `ganglion fit`")
     wrong = [name for name, holds in _ENTRIES.items() if not holds(content.get(name))]
+    if not _LATER.keys().isdisjoint(content):  # all or none of them
+        wrong += [name for name, holds in _LATER.items() if not holds(content.get(name))]
     if wrong:
         raise CheckpointError(
             f"the checkpoint {path} is incomplete: what it holds as {', '.join(wrong)} is of the wrong type"

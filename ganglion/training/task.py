@@ -366,10 +366,14 @@ class Task(pl.LightningModule):
         self.check_continues(before)
         losses, ranks = checkpoint["epoch_losses"], self.trainer.world_size
         self._loss_sum, self._loss_count = losses["sum"] / ranks, losses["count"] / ranks
-        self.measured = dict(checkpoint["measured"])
+        self.measured = dict(checkpoint.get("measured", {}))
         # The schedule is a function of the recipe and the step, not of what an earlier recipe made of it.
         checkpoint["lr_schedulers"] = []
         self._resumed = True
+        if (
+            "length" not in checkpoint
+        ):  # of an earlier version: taken to be as long, in batches of the same size
+            return
         self._notes += changed_length(checkpoint["length"], self._run_length())
         processes, accumulated = self.data.processes, self.trainer.accumulate_grad_batches
         change_batches(checkpoint, self._batches(), self.images, processes.world_size, accumulated)

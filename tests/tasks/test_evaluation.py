@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import timm
@@ -89,3 +90,27 @@ def test_nothing_to_count(network, batches):
 def test_train_mode_is_refused(network, batches):
     with pytest.raises(ValueError, match=r"train mode: call eval\(\)"):
         evaluate(network.train(), batches, Counts())
+
+
+def test_a_batch_of_dictionaries_reaches_the_metrics(network):
+    """Targets may be a list of dictionaries; what is in them moves with the batch."""
+    seen = []
+
+    class Sizes:
+        TITLES: ClassVar[dict[str, str]] = {}
+        images, not_finite = 0, 0
+
+        def update(self, output, batch):
+            assert all(target["boxes"].device == output.device for target in batch.targets)
+            seen.extend(len(target["boxes"]) for target in batch.targets)
+            self.images += len(batch.targets)
+
+        def reduce(self):
+            return self
+
+        def values(self):
+            return {"boxes": float(sum(seen))}
+
+    batch = Batch(torch.randn(2, 3, 40, 48), [{"boxes": torch.zeros(3, 4)}, {"boxes": torch.zeros(1, 4)}], [])
+    result = evaluate(network, [batch], Sizes())
+    assert result.values == {"boxes": 4.0} and result.images == 2 and seen == [3, 1]

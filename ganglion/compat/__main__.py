@@ -9,13 +9,17 @@ from pathlib import Path
 
 from .mamba_ssm import install
 
-USAGE = "usage: python -m ganglion.compat [--replace] (SCRIPT.py | -m MODULE) [ARGS...]"
+USAGE = "usage: python -m ganglion.compat [--replace] [--keep PACKAGE]... (SCRIPT.py | -m MODULE) [ARGS...]"
 
 
 def main(argv: list[str]) -> int:
     """Run what `argv` names. Returns 2 after printing what is wrong with it."""
-    replace = argv[:1] == ["--replace"]
-    argv = argv[replace:]
+    replace, keep = False, []
+    while argv[:1] == ["--replace"] or (argv[:1] == ["--keep"] and len(argv) > 1):
+        if argv[0] == "--replace":
+            replace, argv = True, argv[1:]
+        else:
+            keep, argv = [*keep, argv[1]], argv[2:]
     if not argv or argv[0] in ("-h", "--help") or argv == ["-m"]:
         print(USAGE, file=sys.stdout if argv[:1] in (["-h"], ["--help"]) else sys.stderr)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
@@ -24,8 +28,8 @@ def main(argv: list[str]) -> int:
         print(f"python -m ganglion.compat: error: there is no script {argv[0]}\n{USAGE}", file=sys.stderr)
         return 2
     try:
-        install(replace=replace)
-    except ImportError as error:
+        install(replace=replace, keep=keep)
+    except (ImportError, ValueError) as error:
         print(f"python -m ganglion.compat: error: {error}", file=sys.stderr)
         return 2
     if is_module:

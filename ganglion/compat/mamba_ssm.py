@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Collection
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from .. import ops
-from . import causal_conv1d, extensions, mamba_inner
+from ..errors import unknown
+from . import causal_conv1d, extensions, layer_norms, mamba_inner, refused
 from .mamba_simple import Mamba
 
 
@@ -43,6 +45,11 @@ _CONV = {
     "causal_conv1d_ref": causal_conv1d.causal_conv1d_fn,
     "causal_conv1d_update": causal_conv1d.causal_conv1d_update,
 }
+_CONV_EXTENSION = {
+    "causal_conv1d_fwd": causal_conv1d.extension_fwd,
+    "causal_conv1d_bwd": causal_conv1d.extension_bwd,
+}
+_NORMS = {name: getattr(layer_norms, name) for name in ("RMSNorm", "layer_norm_fn", "rms_norm_fn")}
 _INNER = {
     name: getattr(mamba_inner, name)
     for name in ("mamba_inner_fn", "mamba_inner_ref", "mamba_inner_fn_no_out_proj", "bimamba_inner_fn")
@@ -58,10 +65,23 @@ MODULES: dict[str, dict[str, Any]] = {
     },
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": {**_SCAN, **_INNER},
+    "mamba_ssm.ops.triton": {},
+    "mamba_ssm.ops.triton.layernorm": _NORMS,
+    "mamba_ssm.ops.triton.layer_norm": _NORMS,
     "mamba_ssm.modules": {},
     "mamba_ssm.modules.mamba_simple": {"Mamba": Mamba},
+    "mamba_ssm.utils": {},
+    "mamba_ssm.utils.generation": {"GenerationMixin": refused.GenerationMixin},
+    "mamba_ssm.utils.hf": {
+        "load_config_hf": refused.load_config_hf,
+        "load_state_dict_hf": refused.load_state_dict_hf,
+    },
     "causal_conv1d": {**_CONV, "__version__": "1.5.0+ganglion"},
     "causal_conv1d.causal_conv1d_interface": _CONV,
+    "causal_conv1d.cpp_functions": {
+        f"{name}_function": function for name, function in _CONV_EXTENSION.items()
+    },
+    "causal_conv1d_cuda": _CONV_EXTENSION,
     "selective_scan": {
         "selective_scan_fn": extensions.selective_scan_fn,
         "selective_scan_ref": extensions.selective_scan_ref,
@@ -76,21 +96,28 @@ PACKAGES = tuple(name for name in MODULES if "." not in name)
 _replaced: dict[str, ModuleType] = {}
 
 
-def install(*, replace: bool = False) -> None:
+def install(*, replace: bool = False, keep: Collection[str] = ()) -> None:
     """Put the stand-ins of `MODULES` in place, for this process. A second call changes nothing.
 
     replace: also where the real packages are installed or imported.
+    keep: names of `PACKAGES` that get no stand-in. A project that carries its own Python code of `mamba_ssm` along
+        keeps "mamba_ssm", and has the extensions under it stood in for.
 
-    Raises ImportError if one of the real packages is there and `replace` is not set; nothing is changed then.
+    Raises ImportError if one of the real packages is there and neither kept nor to be replaced; nothing is changed
+    then. ValueError for a name in `keep` that has no stand-in.
     """
-    real = [name for name in PACKAGES if _is_real(name)]
+    for name in keep:
+        if name not in PACKAGES:
+            raise ValueError(unknown("keep", name, PACKAGES))
+    real = [name for name in PACKAGES if name not in keep and _is_real(name)]
     if real and not replace:
         raise ImportError(
             f"{', '.join(real)}: the real package is installed, and is left alone. "
-            "install(replace=True), or `python -m ganglion.compat --replace`, has ganglion stand in for it"
+            "install(replace=True), or `python -m ganglion.compat --replace`, has ganglion stand in for it; "
+            f"keep={real[:1]}, or `--keep {real[0]}`, leaves it and has ganglion stand in for the others"
         )
     for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES]:
-        if not isinstance(sys.modules[name], StandIn):
+        if name.partition(".")[0] not in keep and not isinstance(sys.modules[name], StandIn):
             _replaced[name] = sys.modules.pop(name)
     packages = {name.rpartition(".")[0] for name in MODULES} | {
         "mamba_ssm",
@@ -98,7 +125,7 @@ def install(*, replace: bool = False) -> None:
         "selective_scan",
     }
     for name, names in MODULES.items():
-        if name in sys.modules:
+        if name in sys.modules or name.partition(".")[0] in keep:
             continue
         sys.modules[name] = StandIn(name, names, is_package=name in packages)
         parent, _, last = name.rpartition(".")

@@ -16,6 +16,10 @@ from ganglion.compat import mamba_ssm as compat
 from ganglion.ops import selective_scan_reference
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:ganglion. selective_scan runs on the slower backend"
+)  # float64
+
 
 @pytest.fixture
 def installed():
@@ -53,6 +57,12 @@ from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn
 from selective_scan import selective_scan_fn as fn_v1, selective_scan_ref as ref_v1
 import mamba_ssm, mamba_ssm.ops.selective_scan_interface as interface, selective_scan_cuda
 import selective_scan_cuda_core, selective_scan_cuda_oflex
+from causal_conv1d.cpp_functions import causal_conv1d_fwd_function, causal_conv1d_bwd_function
+from causal_conv1d_cuda import causal_conv1d_fwd, causal_conv1d_bwd
+from mamba_ssm.ops.triton.layernorm import RMSNorm, layer_norm_fn, rms_norm_fn
+from mamba_ssm.ops.triton.layer_norm import RMSNorm as N, layer_norm_fn, rms_norm_fn
+from mamba_ssm.utils.generation import GenerationMixin
+from mamba_ssm.utils.hf import load_config_hf, load_state_dict_hf
 assert mamba_ssm.ops.selective_scan_interface is interface and interface.selective_scan_fn is selective_scan_fn
 """
     exec(code, {})

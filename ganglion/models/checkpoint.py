@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,14 @@ class LoadReport:
         return "\n  ".join(lines)
 
 
+@runtime_checkable
+class WithHeads(Protocol):
+    """A detector or segmentor: a module with a network of this library as its backbone, and heads."""
+
+    #: The published names of its parameters outside the backbone, and ours, as the rules of `official`.
+    official_names: ClassVar[official.Rules]
+
+
 _CLASSIFIER = ("head.fc.weight", "head.fc.bias")
 _FIRST_CONV = "stem.0.conv.weight"
 
@@ -106,7 +114,8 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load published or own weights into a network of this library.
 
-    model: the network, or a module that holds one (compiled, parallel, a feature extractor, a detector).
+    model: the network, or a module that holds one (compiled, parallel, a feature extractor), or a detector or
+        segmentor, whose heads are loaded too if the source has any of their tensors.
     source: a path to a .safetensors or .pth file, an https URL (kept in torch.hub's folder), or a dictionary:
         a state dict, or one that holds it as training scripts write it. Names may be VMamba's (releases, the
         old vanilla ones, the single-file rewrite, detection and segmentation networks), SparX's (all three
@@ -128,29 +137,33 @@ def load_checkpoint(
     """
     if weights not in get_args(Weights):
         raise ValueError(unknown("value of `weights`", weights, get_args(Weights)))
-    model = _network(model)
+    backbone = _network(model)
     if isinstance(source, Mapping):
         where, content = "the state dict", source
     else:
         where, content = f"{os.fspath(source)!r}", read_weights(source, sha256=sha256)
-    tensors, ignored = find_network(content, weights, where)
-    converted, report = _fit(tensors, model, ignored, adapt=not strict)
+    tensors, others = find_network(content, weights, where)
+    converted, report = _fit(tensors, backbone, tuple(others), adapt=not strict)
+    heads: dict[str, Tensor] = {}
+    if isinstance(model, WithHeads):
+        heads, report = _fit_heads(others, model, report)
 
     if not report.loaded:
         raise CheckpointError(
-            f"{where} has no tensor of {type(model).__name__}: its names are {shorten(list(tensors), 3)}. "
+            f"{where} has no tensor of {type(backbone).__name__}: its names are {shorten(list(tensors), 3)}. "
             "Expected a checkpoint of VMamba or SparX in the published names, or one of this library.",
             report,
         )
     if strict and not report.matches:
         raise CheckpointError(
-            f"{where} does not match {type(model).__name__}.\n  {_explain(report, model)}", report
+            f"{where} does not match {type(model).__name__}.\n  {_explain(report, backbone)}", report
         )
-    loaded = set(report.loaded)
-    model.load_state_dict(
-        {name: converted[plain] for name in model.state_dict() if (plain := plain_name(name)) in loaded},
-        strict=False,
-    )
+    for part, values in ((backbone, converted), (model, heads)):
+        loaded = set(report.loaded) & values.keys()
+        part.load_state_dict(
+            {name: values[plain] for name in part.state_dict() if (plain := plain_name(name)) in loaded},
+            strict=False,
+        )
     return report
 
 
@@ -178,8 +191,8 @@ def _network(model: nn.Module) -> Backbone:
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Any published layout -> the model's names and shapes as far as they match, for timm's model builder."""
-    tensors, ignored = find_network(state_dict, "auto", "the checkpoint")
-    return _fit(tensors, model, ignored, adapt=False)[0]
+    tensors, others = find_network(state_dict, "auto", "the checkpoint")
+    return _fit(tensors, model, tuple(others), adapt=False)[0]
 
 
 def _obstacle(tensor: Tensor) -> str | None:
@@ -241,6 +254,39 @@ def _fit(
         ignored=ignored,
     )
     return converted, report
+
+
+def _fit_heads(
+    others: Mapping[str, Any], model: WithHeads, report: LoadReport
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Of what lies beside a backbone's tensors those of the heads, and the report with them. Both as they were if there
+    are none: the weights of a classifier begin a detector."""
+    assert isinstance(model, nn.Module)
+    own = {plain_name(name): target for name, target in model.state_dict().items()}
+    own = {name: target for name, target in own.items() if not name.startswith("backbone.")}
+    given = {plain_name(name): value for name, value in others.items() if isinstance(value, Tensor)}
+    names = {official.rename(name, model.official_names): name for name in given}
+    if not own.keys() & names.keys():
+        return {}, report
+    values: dict[str, Tensor] = {}
+    misshapen, not_finite = [], []
+    for name in own.keys() & names.keys():
+        target, tensor = own[name], given[names[name]]
+        _check_kind(tensor, names[name], target)
+        if tensor.shape != target.shape:
+            misshapen.append(Mismatch(name=name, found=tuple(tensor.shape), expected=tuple(target.shape)))
+            continue
+        values[name] = _to_dtype(tensor, names[name], target.dtype)
+        not_finite += [name] if not _is_finite(values[name]) else []
+    return values, replace(
+        report,
+        loaded=(*report.loaded, *(name for name in own if name in values)),
+        missing=(*report.missing, *(name for name in own if name not in names)),
+        unexpected=(*report.unexpected, *(given for name, given in names.items() if name not in own)),
+        misshapen=(*report.misshapen, *misshapen),
+        not_finite=(*report.not_finite, *not_finite),
+        ignored=tuple(name for name in report.ignored if plain_name(name) not in given),
+    )
 
 
 def _check_kind(tensor: Tensor, name: str, target: Tensor) -> None:

@@ -128,7 +128,8 @@ def _translate(name: str, source: str, target: str) -> str | None:
     return _TOKEN.sub(fill, target)
 
 
-def _rename(name: str, rules: Rules, *, inverse: bool = False) -> str:
+def rename(name: str, rules: Rules, *, inverse: bool = False) -> str:
+    """A published name -> ours by the first rule that matches, or the other way round; as it is without one."""
     for theirs, ours in rules:
         renamed = _translate(name, ours, theirs) if inverse else _translate(name, theirs, ours)
         if renamed is not None:
@@ -162,16 +163,16 @@ def to_ganglion(names: Iterable[str]) -> dict[str, str]:
     if family is None:
         return {name: current_name(name) for name in published}
     if family == "sparx":
-        return {name: _rename(name, SPARX) for name in published}
+        return {name: rename(name, SPARX) for name in published}
 
     renamed = published
     for rules in (VMAMBA_OLD, VMAMBA_REWRITE):
-        renamed = [_rename(name, rules) for name in renamed]
+        renamed = [rename(name, rules) for name in renamed]
     if any(re.fullmatch(r"layers\.\d+\.downsample\.2\.weight", name) for name in renamed):
-        renamed = [_rename(name, VMAMBA_REWRITE_MERGING) for name in renamed]
+        renamed = [rename(name, VMAMBA_REWRITE_MERGING) for name in renamed]
     merging = any(".downsample.reduction." in name for name in renamed)
     rules = (MERGING if merging else STRIDED) + DEPTHWISE_OUT_NORM + VMAMBA
-    return {old: _rename(name, rules) for old, name in zip(published, renamed, strict=True)}
+    return {old: rename(name, rules) for old, name in zip(published, renamed, strict=True)}
 
 
 def to_official(state_dict: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
@@ -184,7 +185,7 @@ def to_official(state_dict: Mapping[str, Tensor], family: Family) -> dict[str, T
     if family == "sparx":
         out = {}
         for name, tensor in state_dict.items():
-            theirs = _rename(name, SPARX, inverse=True)
+            theirs = rename(name, SPARX, inverse=True)
             out[theirs] = _sparx_shape(theirs, tensor)
         return out
     if family != "vmamba":
@@ -193,7 +194,7 @@ def to_official(state_dict: Mapping[str, Tensor], family: Family) -> dict[str, T
     depthwise = any(name.endswith(".out_norm.weight") and t.ndim == 4 for name, t in state_dict.items())
     rules = MERGING if merging else STRIDED
     rules = rules + (DEPTHWISE_OUT_NORM if depthwise else ()) + VMAMBA
-    return {_rename(name, rules, inverse=True): tensor for name, tensor in state_dict.items()}
+    return {rename(name, rules, inverse=True): tensor for name, tensor in state_dict.items()}
 
 
 def _sparx_shape(name: str, tensor: Tensor) -> Tensor:

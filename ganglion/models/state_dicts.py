@@ -61,23 +61,23 @@ class _Found:
         """Whether its names say so, or it is the state dict of torch's AveragedModel."""
         return _says_averaged(".".join([*self.path, self.prefix])) or _COUNT in self.entries
 
-    def split(self) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """Its tensors by their names without prefix, and the names of all else in its dictionary."""
+    def split(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Its tensors by their names without prefix, and all else in its dictionary."""
         tensors: dict[str, Tensor] = {}
-        others = []
+        others: dict[str, Any] = {}
         for key, value in self.entries.items():
             name = plain_name(str(key))
             if name == _COUNT or not name.startswith(self.prefix) or not isinstance(value, Tensor):
-                others.append(str(key))
+                others[str(key)] = value
             elif (name := name.removeprefix(self.prefix)) in tensors:
                 raise CheckpointError(f"two tensors of the checkpoint are {name}; one of them is {key}")
             else:
                 tensors[name] = value
-        return tensors, tuple(others)
+        return tensors, others
 
 
-def find_network(content: Any, weights: Weights, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of the one network in `content`, without prefix, and the names of what was left aside.
+def find_network(content: Any, weights: Weights, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of the one network in `content`, without prefix, and what lies beside them.
 
     weights: "raw" or "ema" (averaged) ones; "auto" takes the averaged ones if there are any. where: `content` in
     messages.

@@ -1,0 +1,34 @@
+"""Detectors and segmentors over any backbone: Mask R-CNN, UperNet, Semantic FPN, as published with VMamba and SparX."""
+
+from .create import (
+    DETECTORS,
+    SEGMENTORS,
+    create_detector,
+    create_segmentor,
+)
+from .mask_rcnn import MaskRCNN, MaskRCNNConfig
+from .official import to_official
+from .pyramid import STRIDES, Pyramid, create_pyramid
+from .segmentor import IGNORED, Segmentor, at_size, multi_scale, slide
+from .semantic_fpn import SemanticFPNConfig
+from .upernet import UperNetConfig
+
+__all__ = [
+    "DETECTORS",
+    "IGNORED",
+    "SEGMENTORS",
+    "STRIDES",
+    "MaskRCNN",
+    "MaskRCNNConfig",
+    "Pyramid",
+    "Segmentor",
+    "SemanticFPNConfig",
+    "UperNetConfig",
+    "at_size",
+    "create_detector",
+    "create_pyramid",
+    "create_segmentor",
+    "multi_scale",
+    "slide",
+    "to_official",
+]

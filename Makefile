@@ -4,8 +4,9 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 
 	$(shell $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
 PY := .venv/bin/python
 INSTALLED := .venv/installed
-# Python sources are used in place; only these need another installation.
-BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find ganglion -name '*.cpp' -o -name '*.h')
+# Python sources are used in place. These need another installation: folders change when a module is added or moved.
+BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find ganglion -name '*.cpp' -o -name '*.h') \
+	$(shell find ganglion ganglion_cli -type d -not -name __pycache__)
 
 .PHONY: help test demo lint types format clean
 .DELETE_ON_ERROR:
@@ -26,6 +27,7 @@ $(INSTALLED): $(BUILT_FROM)
 	@test -x $(PY) || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo 'Installing ganglion and its dependencies into .venv (once; a few minutes)'
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PY) -m compileall -q ganglion ganglion_cli  # now, since it changes the folders
 	@touch $@
 
 test: export OMP_NUM_THREADS := 1

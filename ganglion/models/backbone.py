@@ -126,6 +126,9 @@ class PositionEmbedding(nn.Module):
 @torch.fx.wrap
 def resize_like(embed: Tensor, x: Tensor) -> Tensor:
     """(1, C, h, w) -> (1, C, H, W), the size of x, bicubic."""
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_exporting():  # a branch would tie the program to sizes
+            return F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
     if embed.shape[2:] == x.shape[2:]:
         return embed
     return F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)

@@ -3,11 +3,13 @@ of `ganglion.compat.mamba_ssm` in place. `-m MODULE ARGS...` runs a module."""
 
 from __future__ import annotations
 
-import runpy
+import json
+import os
 import sys
 from pathlib import Path
 
 from .mamba_ssm import install
+from .spawned import ENV, run_program
 
 USAGE = "usage: python -m ganglion.compat [--replace] [--keep PACKAGE]... (SCRIPT.py | -m MODULE) [ARGS...]"
 
@@ -32,14 +34,16 @@ def main(argv: list[str]) -> int:
     except (ImportError, ValueError) as error:
         print(f"python -m ganglion.compat: error: {error}", file=sys.stderr)
         return 2
+    program = argv[1] if is_module else str(Path(argv[0]).resolve())
     if is_module:
         sys.argv = argv[1:]
         sys.path.insert(0, "")
-        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = argv
-        sys.path[0] = str(Path(argv[0]).resolve().parent)
-        runpy.run_path(argv[0], run_name="__main__")
+        sys.path[0] = str(Path(program).parent)
+    told = {"program": program, "is_module": is_module, "replace": replace, "keep": keep}
+    os.environ[ENV] = json.dumps(told)
+    run_program("__main__", program, is_module)
     return 0
 
 

@@ -191,3 +191,21 @@ def test_a_project_keeps_its_own_mamba_ssm(tmp_path, monkeypatch):
         sys.modules.pop("mamba_ssm", None)
     with pytest.raises(ValueError, match=r"unknown keep 'mamba'.*Did you mean 'mamba_ssm'"):
         compat.install(keep=["mamba"])
+
+
+@pytest.mark.parametrize("arguments", [["train.py"], ["-m", "train"]])
+def test_spawned_processes_have_the_stand_ins(tmp_path, arguments):
+    (tmp_path / "train.py").write_text(
+        "import multiprocessing\n"
+        "from mamba_ssm import Mamba\n"
+        "def work(x):\n"
+        "    return x + 1, repr(__import__('selective_scan_cuda'))\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(pool.map(work, [1]))\n"
+    )
+    command = [sys.executable, "-m", "ganglion.compat", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0 and "(2, \"<module 'selective_scan_cuda': a stand-in" in done.stdout, (
+        done.stderr
+    )

@@ -37,6 +37,15 @@ def check_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{type(config).__name__}.{name} is {value!r}: expected values above zero")
 
 
+def check_kernel(config: Any, name: str) -> None:
+    """Raise ValueError, naming field and value, unless the field is an odd kernel size, or 0 for no convolution."""
+    size = getattr(config, name)
+    if size < 0 or (size > 0 and size % 2 == 0):
+        raise ValueError(
+            f"{type(config).__name__}.{name} is {size}: expected an odd kernel size, or 0 for none"
+        )
+
+
 def override(config: Any, kwargs: dict[str, Any]) -> Any:
     """`config` with the fields named in `kwargs` replaced; those entries are removed from `kwargs`."""
     names = [f.name for f in dataclasses.fields(config) if f.name in kwargs]

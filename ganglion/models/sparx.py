@@ -14,7 +14,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ..config import check_literals, check_positive
+from ..config import check_kernel, check_literals, check_positive
 from ..layers.aggregators import AggregatorName, make_aggregator
 from ..layers.basic import ResidualDWConv, make_norm
 from ..layers.block import Block
@@ -106,10 +106,7 @@ class SparXConfig:
                 raise ValueError(
                     f"SparXConfig.{name} is {value!r}: expected one value for each of the {len(self.depths)} stages"
                 )
-        if self.d_conv < 0 or (self.d_conv > 0 and self.d_conv % 2 == 0):
-            raise ValueError(
-                f"SparXConfig.d_conv is {self.d_conv}: expected an odd kernel size, or 0 for none"
-            )
+        check_kernel(self, "d_conv")
         for i, (plan, dim) in enumerate(zip(self.plans(), self.dims, strict=True)):
             if plan.ganglions and dim % self.channel_groups:
                 divisors = [g for g in range(1, dim + 1) if dim % g == 0]

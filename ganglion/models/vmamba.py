@@ -12,7 +12,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ..config import check_literals, check_positive
+from ..config import check_kernel, check_literals, check_positive
 from ..layers.basic import Act, make_norm
 from ..layers.block import Block
 from ..layers.mlp import GatedMlp, Mlp
@@ -69,10 +69,7 @@ class VMambaConfig:
             check_positive(self, "dt_rank")
         if len(self.depths) != len(self.dims):
             raise ValueError(f"depths {self.depths} and dims {self.dims}: expected the same number of stages")
-        if self.d_conv < 0 or (self.d_conv > 0 and self.d_conv % 2 == 0):
-            raise ValueError(
-                f"VMambaConfig.d_conv is {self.d_conv}: expected an odd kernel size, or 0 for none"
-            )
+        check_kernel(self, "d_conv")
         for name in ("ssm_ratio", "mlp_ratio"):
             if getattr(self, name) < 0:
                 raise ValueError(

@@ -1,16 +1,16 @@
-"""The backward kernel. Layout, units and shape letters as in `kernels`.
+"""The backward kernel. Layouts, units, names and shapes are those of `kernels`.
 
-With g_t the gradient of h_t, q_t = a_t * g_t that of h_{t-1} and c_t = C_t * grad_y_t,
+Let c_t = C_t * dy_t, with dy the gradient of y. The gradient g_t of the state h_t is a recurrence against the walk,
 
-    g_t = c_t + a_{t+1} * g_{t+1}
+    g_t = c_t + a_{t+1} * g_{t+1},        and q_t = a_t * g_t is the gradient of h_{t-1}.
 
-runs against the walk. A program goes through its segment chunk by chunk from the end. In a chunk it first walks
-forwards from the recorded state to find the states before each tile, then takes the tiles in reverse, where it
-recomputes the step sizes and the states and scans for g.
+A program takes the chunks of its segment from the last to the first. Within a chunk it walks forwards once, from the
+recorded state, to find the state before each tile. Then it takes the tiles from the last to the first: it computes step
+sizes and states again, and scans for g. b_dx, b_dz, ... are gradients of b_x, b_z, ...
 
-Registers are what this kernel is short of: a thread holds ten values of each of its 16 steps, the gradients of the
-weights and the addresses of eight tensors. So some loads are repeated where the values are needed again, and results
-are stored as soon as they are known. Whether it still fits is counted by benchmarks/gpu_resources.py and tested.
+Registers are scarce: a lane holds ten values for each of its 16 steps, the gradients of the weights and the addresses
+of eight tensors. So some loads are repeated where a value is needed again, and results are stored once they are known.
+benchmarks/gpu_resources.py counts registers; a test holds the bound.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def sum_beside(beside0, x0, beside1, x1):
 
 
 @triton.jit
-def sum_into(sums_TS, x_TB, column, PRECISION: tl.constexpr):
+def sum_into(b_sums, b_x, column, PRECISION: tl.constexpr):
     """One column replaced by the sum over channels. As a product of matrices, which takes a fraction of the
     instructions of a reduction across lanes."""
-    B: tl.constexpr = x_TB.shape[1]
-    S: tl.constexpr = sums_TS.shape[1]
-    sum_TS = tl.dot(x_TB, tl.full([B, S], 1.0, tl.float32), input_precision=PRECISION)
-    return tl.where(tl.arange(0, S)[None, :] == column, sum_TS, sums_TS)
+    B: tl.constexpr = b_x.shape[1]
+    S: tl.constexpr = b_sums.shape[1]
+    b_sum = tl.dot(b_x, tl.full([B, S], 1.0, tl.float32), input_precision=PRECISION)
+    return tl.where(tl.arange(0, S)[None, :] == column, b_sum, b_sums)
 
 
 @triton.jit
@@ -108,173 +108,171 @@ def backward_kernel(
     EVEN: tl.constexpr,
     RESTART: tl.constexpr,
 ):
-    n_routes: tl.constexpr = len(ROUTES)
+    K: tl.constexpr = len(ROUTES)
     PIECES: tl.constexpr = (R + PIECE - 1) // PIECE
     RANK: tl.constexpr = PIECES * PIECE
-    width_p: tl.constexpr = n_routes * (R + 2 * N)
-    tiles: tl.constexpr = CHUNK // T
+    WIDTH_P: tl.constexpr = K * (R + 2 * N)
+    TILES: tl.constexpr = CHUNK // T
     # More is fetched again where the gradients of the weights take many registers.
     SCARCE: tl.constexpr = PIECES > (1 if x.dtype.element_ty == tl.float32 else 2)
     length = height * width
     STATES: tl.constexpr = 8 if N <= 4 else 2 * N_PAD
-    b, block, k, segment = locate(batch, channels, n_routes, segments, BLOCK_D)
-    first = block * BLOCK_D
-    d_B = tl.arange(0, BLOCK_D)
-    live_B = (d_B < channels - first) | EVEN
-    n_N = tl.arange(0, N_PAD)
-    s_S = tl.arange(0, STATES)
-    t_T1 = tl.arange(0, T)[:, None]
-    route, restart = walk(k, height, width, ROUTES)
+    i_b, i_d, i_k, i_s = locate(batch, channels, K, segments, BLOCK_D)
+    first = i_d * BLOCK_D
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = (o_d < channels - first) | EVEN
+    o_n = tl.arange(0, N_PAD)
+    o_s = tl.arange(0, STATES)
+    o_t = tl.arange(0, T)[:, None]
+    route, restart = walk(i_k, height, width, ROUTES)
     line = route[0]
-    x += b * length * channels + first
-    grad_y += b * length * channels + first
-    grad_x += (k * batch + b) * length * channels + first
-    proj += b * length * width_p + k * (R + 2 * N)
-    grad_proj += (block * batch + b) * length * width_p + k * (R + 2 * N)
-    A += (k * channels + first) * N
-    carry += (b * n_routes + k) * chunks * N * channels + first
-    ends += (b * n_routes + k) * segments * 2 * N * channels + first
-    part = (b * segments + segment) * n_routes + k
-    grad_weight += (part * channels + first) * RANK
-    grad_rows += part * (N + 2) * channels + first
-    weights = load_weights(dt_weight + (k * channels + first) * R, d_B, live_B, R, PIECE)
-    bias_1B = row_of(dt_bias + k * channels + first, d_B, live_B)
+    x += i_b * length * channels + first
+    grad_y += i_b * length * channels + first
+    grad_x += (i_k * batch + i_b) * length * channels + first
+    proj += i_b * length * WIDTH_P + i_k * (R + 2 * N)
+    grad_proj += (i_d * batch + i_b) * length * WIDTH_P + i_k * (R + 2 * N)
+    A += (i_k * channels + first) * N
+    carry += (i_b * K + i_k) * chunks * N * channels + first
+    ends += (i_b * K + i_k) * segments * 2 * N * channels + first
+    i_part = (i_b * segments + i_s) * K + i_k
+    grad_weight += (i_part * channels + first) * RANK
+    grad_rows += i_part * (N + 2) * channels + first
+    b_w = load_weights(dt_weight + (i_k * channels + first) * R, o_d, m_d, R, PIECE)
+    b_bias = row_of(dt_bias + i_k * channels + first, o_d, m_d)
     if HAS_SKIP:
-        skip_1B = row_of(skip + k * channels + first, d_B, live_B)
-    q_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
-    if segment < segments - 1:
+        b_skip = row_of(skip + i_k * channels + first, o_d, m_d)
+    b_q = tl.zeros([N_PAD, BLOCK_D], tl.float32)
+    if i_s < segments - 1:
         for n in range(N):
-            entering_B = state_at(ends, n, segments - 1, segment, channels, live_B, N, BLOCK_D, -1)
-            q_NB = with_row(q_NB, n, entering_B, N_PAD)
-    grad_weights = (tl.zeros([BLOCK_D, PIECE], tl.float32),) * PIECES
-    grad_bias_B = tl.zeros([BLOCK_D], tl.float32)
-    grad_skip_B = tl.zeros([BLOCK_D], tl.float32)
-    grad_A_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
-    begin = segment * segment_steps // CHUNK
+            b_enters = state_at(ends, n, segments - 1, i_s, channels, m_d, N, BLOCK_D, -1)
+            b_q = with_row(b_q, n, b_enters, N_PAD)
+    b_dw = (tl.zeros([BLOCK_D, PIECE], tl.float32),) * PIECES
+    b_dbias = tl.zeros([BLOCK_D], tl.float32)
+    b_dskip = tl.zeros([BLOCK_D], tl.float32)
+    b_dA = tl.zeros([N_PAD, BLOCK_D], tl.float32)
+    begin = i_s * segment_steps // CHUNK
     chunks_here = tl.cdiv(tl.minimum(segment_steps, length - begin * CHUNK), CHUNK)
     # Where the tile is that comes before the first of the chunk in hand.
     steps_before = (begin + chunks_here) * CHUNK - T
-    begun = steps_before // line
-    u = steps_before - begun * line
+    i_line = steps_before // line
+    i_step = steps_before - i_line * line
     carry += (begin + chunks_here).to(tl.int64) * N * channels
-    for i_chunk in range(chunks_here):
-        chunk = begin + chunks_here - 1 - i_chunk
+    for i_back in range(chunks_here):
+        i_c = begin + chunks_here - 1 - i_back
         carry -= N * channels
-        begun, u = back(begun, u, CHUNK - T, line)
-        # Row j * N_PAD + n: state n before tile j.
-        states = tl.zeros([tiles * N_PAD, BLOCK_D], tl.float32)
+        i_line, i_step = back(i_line, i_step, CHUNK - T, line)
+        # Row i_t * N_PAD + n: state n before tile i_t.
+        b_states = tl.zeros([TILES * N_PAD, BLOCK_D], tl.float32)
         for n in range(N):
-            recorded_B = tl.load(carry + n * channels + d_B, mask=live_B, other=0.0)
-            states = with_row(states, n, recorded_B / LN2, tiles * N_PAD)
-        tiles_here = tl.minimum(tiles, tl.cdiv(length - chunk * CHUNK, T))
-        j = 0
-        while j < tiles_here - 1:
-            pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
-            low = load_low(proj, pixel_T, inside_T, width_p, R, PIECE)
-            x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels).to(tl.float32)
-            dt_TB = softplus(step_logit(low, weights, bias_1B, T, PRECISION), COEFFICIENTS)
+            b_recorded = tl.load(carry + n * channels + o_d, mask=m_d, other=0.0)
+            b_states = with_row(b_states, n, b_recorded / LN2, TILES * N_PAD)
+        tiles_here = tl.minimum(TILES, tl.cdiv(length - i_c * CHUNK, T))
+        i_t = 0
+        while i_t < tiles_here - 1:
+            o_pixel, m_t, m_begin = pixels(i_line, i_step, route, T, WIDE, EVEN)
+            b_low = load_low(proj, o_pixel, m_t, WIDTH_P, R, PIECE)
+            b_x = load_tile(x, o_pixel, m_t, o_d, m_d, channels).to(tl.float32)
+            b_dt = softplus(step_logit(b_low, b_w, b_bias, T, PRECISION), COEFFICIENTS)
             for n in range(N):
-                a_TB = tl.exp2(dt_TB * row_of(A + n, d_B * N, live_B))
+                b_a = tl.exp2(b_dt * row_of(A + n, o_d * N, m_d))
                 if RESTART:
-                    a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "")
-                b_TB = dt_TB * x_TB * B_T1
-                entered_TB = a_TB * row(states, j * N_PAD + n, tiles * N_PAD)[None, :]
-                b_TB = tl.where(t_T1 == 0, entered_TB + b_TB, b_TB)
-                decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
-                states = with_row(states, (j + 1) * N_PAD + n, row(h_TB, T - 1, T), tiles * N_PAD)
-            begun, u = onwards(begun, u, T, line)
-            j += 1
-        while j >= 0:
-            pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
-            here = (pixel_T * channels)[:, None] + d_B[None, :]
-            mask = inside_T[:, None] & live_B[None, :]
-            low = load_low(proj, pixel_T, inside_T, width_p, R, PIECE)
-            x_TB = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
-            grad_y_TB = tl.load(grad_y + here, mask=mask, other=0.0).to(tl.float32)
-            grad_x_TB = tl.zeros([T, BLOCK_D], tl.float32)
-            z_TB = step_logit(low, weights, bias_1B, T, PRECISION)
-            dt_TB = softplus(z_TB, COEFFICIENTS)
+                    b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
+                b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "")
+                b_b = b_dt * b_x * b_B
+                b_entered = b_a * row(b_states, i_t * N_PAD + n, TILES * N_PAD)[None, :]
+                b_b = tl.where(o_t == 0, b_entered + b_b, b_b)
+                b_decay, b_h = tl.associative_scan((b_a, b_b), 0, compose)
+                b_states = with_row(b_states, (i_t + 1) * N_PAD + n, row(b_h, T - 1, T), TILES * N_PAD)
+            i_line, i_step = onwards(i_line, i_step, T, line)
+            i_t += 1
+        while i_t >= 0:
+            o_pixel, m_t, m_begin = pixels(i_line, i_step, route, T, WIDE, EVEN)
+            o_x = (o_pixel * channels)[:, None] + o_d[None, :]
+            m_x = m_t[:, None] & m_d[None, :]
+            b_low = load_low(proj, o_pixel, m_t, WIDTH_P, R, PIECE)
+            b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32)
+            b_dy = tl.load(grad_y + o_x, mask=m_x, other=0.0).to(tl.float32)
+            b_dx = tl.zeros([T, BLOCK_D], tl.float32)
+            b_z = step_logit(b_low, b_w, b_bias, T, PRECISION)
+            b_dt = softplus(b_z, COEFFICIENTS)
             # The logistic function of z, the derivative of softplus.
-            slope_TB = tl.exp2(z_TB - dt_TB)
-            grad_dt_TB = tl.zeros([T, BLOCK_D], tl.float32)
-            grad_states_TS = tl.zeros([T, STATES], tl.float32)
+            b_slope = tl.exp2(b_z - b_dt)
+            b_ddt = tl.zeros([T, BLOCK_D], tl.float32)
+            b_dBC = tl.zeros([T, STATES], tl.float32)
             for n in range(N):
-                A_1B = row_of(A + n, d_B * N, live_B)
-                a_TB = tl.exp2(dt_TB * A_1B)
+                b_A = row_of(A + n, o_d * N, m_d)
+                b_a = tl.exp2(b_dt * b_A)
                 if RESTART:
-                    a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "evict_last")
-                xB_TB = x_TB * B_T1
-                b_TB = dt_TB * xB_TB
-                entering_1B = row(states, j * N_PAD + n, tiles * N_PAD)[None, :]
-                b_TB = tl.where(t_T1 == 0, a_TB * entering_1B + b_TB, b_TB)
-                decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
-                singles_TB = tl.full([T, BLOCK_D], 1, tl.int32)
-                entering_TB = tl.broadcast_to(entering_1B, [T, BLOCK_D])
-                last_TB, before_TB, single_TB = tl.associative_scan((h_TB, entering_TB, singles_TB), 0, shift)
-                grad_states_TS = sum_into(grad_states_TS, grad_y_TB * h_TB, N + n, PRECISION)
+                    b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
+                b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "evict_last")
+                b_xB = b_x * b_B
+                b_b = b_dt * b_xB
+                b_entering = row(b_states, i_t * N_PAD + n, TILES * N_PAD)[None, :]
+                b_b = tl.where(o_t == 0, b_a * b_entering + b_b, b_b)
+                b_decay, b_h = tl.associative_scan((b_a, b_b), 0, compose)
+                b_singles = tl.full([T, BLOCK_D], 1, tl.int32)
+                b_entering_all = tl.broadcast_to(b_entering, [T, BLOCK_D])
+                b_last, b_before, b_single = tl.associative_scan((b_h, b_entering_all, b_singles), 0, shift)
+                b_dBC = sum_into(b_dBC, b_dy * b_h, N + n, PRECISION)
                 # In the middle on purpose: at a branch the compiler has to be done with what comes before.
                 if HAS_SKIP:
-                    if (k == 0) & (n == 0):  # the same for every route
-                        same_TB, sums_TB = tl.associative_scan((h_TB, grad_y_TB * x_TB), 0, sum_beside)
-                        grad_skip_B += row(sums_TB, T - 1, T)
+                    if (i_k == 0) & (n == 0):  # the same for every route
+                        b_same, b_sums = tl.associative_scan((b_h, b_dy * b_x), 0, sum_beside)
+                        b_dskip += row(b_sums, T - 1, T)
                     if n == 0:
-                        grad_x_TB += skip_1B * grad_y_TB
+                        b_dx += b_skip * b_dy
                 if SCARCE:
-                    B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "")
-                c_TB = grad_y_TB * C_T1
-                c_TB = tl.where(t_T1 == T - 1, c_TB + row(q_NB, n, N_PAD)[None, :], c_TB)
-                ones_TB = tl.full([T, BLOCK_D], 1.0, tl.float32)
-                first_TB, others_TB, g_TB = tl.associative_scan(
-                    (backwards(a_TB), ones_TB, backwards(c_TB)), 0, compose_adjoint
+                    b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "")
+                b_c = b_dy * b_C
+                b_c = tl.where(o_t == T - 1, b_c + row(b_q, n, N_PAD)[None, :], b_c)
+                b_ones = tl.full([T, BLOCK_D], 1.0, tl.float32)
+                b_first, b_others, b_g = tl.associative_scan(
+                    (backwards(b_a), b_ones, backwards(b_c)), 0, compose_adjoint
                 )
-                g_TB = backwards(g_TB)
-                a_TB *= g_TB
-                q_NB = with_row(q_NB, n, row(a_TB, 0, T), N_PAD)
-                past_TB = a_TB * before_TB
-                grad_A_B = row(grad_A_NB, n, N_PAD) + tl.sum(past_TB * dt_TB, 0)
-                grad_A_NB = with_row(grad_A_NB, n, grad_A_B, N_PAD)
-                grad_dt_TB += past_TB * (A_1B * LN2)
-                grad_dt_TB += g_TB * xB_TB
-                g_TB *= dt_TB
-                B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "evict_first")
-                grad_x_TB += g_TB * B_T1
-                grad_states_TS = sum_into(grad_states_TS, g_TB * x_TB, n, PRECISION)
-            tl.store(grad_x + here, grad_x_TB.to(grad_x.dtype.element_ty), mask=mask)
-            columns_T1 = (pixel_T * width_p)[:, None]
+                b_g = backwards(b_g)
+                b_a *= b_g
+                b_q = with_row(b_q, n, row(b_a, 0, T), N_PAD)
+                b_past = b_a * b_before
+                b_dA_n = row(b_dA, n, N_PAD) + tl.sum(b_past * b_dt, 0)
+                b_dA = with_row(b_dA, n, b_dA_n, N_PAD)
+                b_ddt += b_past * (b_A * LN2)
+                b_ddt += b_g * b_xB
+                b_g *= b_dt
+                b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "evict_first")
+                b_dx += b_g * b_B
+                b_dBC = sum_into(b_dBC, b_g * b_x, n, PRECISION)
+            tl.store(grad_x + o_x, b_dx.to(grad_x.dtype.element_ty), mask=m_x)
+            o_column = (o_pixel * WIDTH_P)[:, None]
             tl.store(
-                grad_proj + R + columns_T1 + s_S[None, :],
-                grad_states_TS * tl.where(s_S < N, 1.0, LN2)[None, :],
-                mask=inside_T[:, None] & (s_S < 2 * N)[None, :],
+                grad_proj + R + o_column + o_s[None, :],
+                b_dBC * tl.where(o_s < N, 1.0, LN2)[None, :],
+                mask=m_t[:, None] & (o_s < 2 * N)[None, :],
             )
-            grad_z_TB = grad_dt_TB * slope_TB
+            b_dz = b_ddt * b_slope
             if SCARCE:
-                low = load_low(proj, pixel_T, inside_T, width_p, R, PIECE)
-            grad_bias_B += tl.sum(grad_z_TB, 0)
-            added = ()
+                b_low = load_low(proj, o_pixel, m_t, WIDTH_P, R, PIECE)
+            b_dbias += tl.sum(b_dz, 0)
+            b_dw_next = ()
             for p in tl.static_range(PIECES):
-                low_TP = low[p].to(tl.float32)
-                grad_weight_BP = tl.dot(
-                    tl.trans(grad_z_TB), low_TP, grad_weights[p], input_precision=PRECISION
-                )
-                added = added + (grad_weight_BP,)
-                grad_low_TP = tl.dot(grad_z_TB, tl.trans(weights[p]), input_precision=PRECISION)
-                r_P = tl.arange(0, PIECE) + p * PIECE
+                b_low_p = b_low[p].to(tl.float32)
+                b_dw_p = tl.dot(tl.trans(b_dz), b_low_p, b_dw[p], input_precision=PRECISION)
+                b_dw_next = b_dw_next + (b_dw_p,)
+                b_dlow = tl.dot(b_dz, tl.trans(b_w[p]), input_precision=PRECISION)
+                o_r = tl.arange(0, PIECE) + p * PIECE
                 tl.store(
-                    grad_proj + columns_T1 + r_P[None, :],
-                    grad_low_TP,
-                    mask=inside_T[:, None] & (r_P < R)[None, :],
+                    grad_proj + o_column + o_r[None, :],
+                    b_dlow,
+                    mask=m_t[:, None] & (o_r < R)[None, :],
                 )
-            grad_weights = added
-            begun, u = back(begun, u, T, line)
-            j -= 1
+            b_dw = b_dw_next
+            i_line, i_step = back(i_line, i_step, T, line)
+            i_t -= 1
     for p in tl.static_range(PIECES):
-        r_P = tl.arange(0, PIECE) + p * PIECE
-        at = (d_B * RANK)[:, None] + r_P[None, :]
-        tl.store(grad_weight + at, grad_weights[p] * LOG2E, mask=live_B[:, None])
-    tl.store(grad_rows + d_B, grad_bias_B * LOG2E, mask=live_B)
-    tl.store(grad_rows + channels + d_B, grad_skip_B, mask=live_B)
-    at = (n_N * channels)[:, None] + d_B[None, :]
-    mask = (n_N < N)[:, None] & live_B[None, :]
-    tl.store(grad_rows + 2 * channels + at, grad_A_NB * LN2, mask=mask)
+        o_r = tl.arange(0, PIECE) + p * PIECE
+        o_h = (o_d * RANK)[:, None] + o_r[None, :]
+        tl.store(grad_weight + o_h, b_dw[p] * LOG2E, mask=m_d[:, None])
+    tl.store(grad_rows + o_d, b_dbias * LOG2E, mask=m_d)
+    tl.store(grad_rows + channels + o_d, b_dskip, mask=m_d)
+    o_h = (o_n * channels)[:, None] + o_d[None, :]
+    m_x = (o_n < N)[:, None] & m_d[None, :]
+    tl.store(grad_rows + 2 * channels + o_h, b_dA * LN2, mask=m_x)

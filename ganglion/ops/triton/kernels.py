@@ -1,19 +1,22 @@
 """Device functions shared by the kernels, and the two forward kernels.
 
-Layout. A program is one warp that walks a stretch of one image along a route in tiles of T steps. A tile comes from
-memory with neighbouring lanes on neighbouring bytes. The recurrence runs with a lane to a channel and all T steps of
-a channel in one thread: it needs no shuffles, and the rest of a tile is T independent pieces of work that hide its
-latency. `by_channel` moves a tile from the one to the other.
+Work. A program is one warp. It walks a segment of one route of one image, for BLOCK_D channels, in tiles of T steps.
 
-Which layout an operation gets is the compiler's choice. It keeps those of loads, prefers the one of the load that
-comes last, and keeps products of matrices in theirs: so A, and here the bias and D, one row per tile, are loaded after
-x, and everything between them and the stores follows. test_triton.py looks.
+Layouts. Memory is read with neighbouring lanes on neighbouring channels. The recurrence runs with one channel to a lane
+and all T steps of it in that lane's registers: it needs no shuffles, and the T steps hide its latency. `by_channel`
+changes a tile from the first layout to the second. The compiler chooses the layout of each operation: it keeps those of
+loads and of matrix products, and prefers that of the last load. So A, dt_bias and D, one row for a tile, are loaded
+after x, and what lies between them and the stores takes their layout. tests/ops/test_triton.py checks this.
 
 Units. Step sizes are kept as dt / ln 2, so that softplus and decay are exp2; the factor is folded into the weights.
 States are divided by ln 2 too, and C is multiplied by it.
 
-Shape letters: T steps of a tile, B a program's channels (BLOCK_D), R dt_rank, P columns of a piece of it (PIECE),
-N d_state; K routes, L = height * width.
+Names. b_x: a tile or row of x in registers. o_d, o_t: offsets along channels, steps. m_d, m_t: masks of those. p_x: a
+pointer. i_b, i_d, i_k, i_s, i_g, i_c: index of the image, block of channels, route, segment, group of routes, chunk.
+i_line, i_step: position of a walk, as line of the image and step of that line.
+
+Shapes. T steps of a tile, B = BLOCK_D channels, R dt_rank, P = PIECE columns of a piece of it, N d_state, padded to
+N_PAD; K routes, L = height * width. A tile is (T, B), the state (N_PAD, B), dt_weight a tuple of pieces (P, B).
 """
 
 from __future__ import annotations
@@ -48,16 +51,16 @@ def compose(a0, b0, a1, b1):
 
 
 @triton.jit
-def row(x_TB, i, T: tl.constexpr):
+def row(b_x, i, T: tl.constexpr):
     """Row i of a tile. Selected as integers: adding zeros is then free, and inf and NaN in other rows stay there."""
     pick = tl.arange(0, T)[:, None] == i
-    return tl.sum(tl.where(pick, x_TB.to(tl.int32, bitcast=True), 0), 0).to(tl.float32, bitcast=True)
+    return tl.sum(tl.where(pick, b_x.to(tl.int32, bitcast=True), 0), 0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def with_row(x_TB, i, value_B, T: tl.constexpr):
+def with_row(b_x, i, b_value, T: tl.constexpr):
     """The tile with row i replaced."""
-    return tl.where(tl.arange(0, T)[:, None] == i, value_B[None, :], x_TB)
+    return tl.where(tl.arange(0, T)[:, None] == i, b_value[None, :], b_x)
 
 
 @triton.jit
@@ -86,81 +89,81 @@ def lines_within(u, line):
 
 
 @triton.jit
-def onwards(begun, u, steps, line):
+def onwards(i_line, i_step, steps, line):
     """The position (line number, step of that line) `steps` steps later."""
-    by = lines_within(u + steps, line)
-    return begun + by, u + steps - by * line
+    by = lines_within(i_step + steps, line)
+    return i_line + by, i_step + steps - by * line
 
 
 @triton.jit
-def back(begun, u, steps, line):
+def back(i_line, i_step, steps, line):
     """The position `steps` steps earlier."""
-    by = lines_within(line - 1 - (u - steps), line)
-    return begun - by, u - steps + by * line
+    by = lines_within(line - 1 - (i_step - steps), line)
+    return i_line - by, i_step - steps + by * line
 
 
 @triton.jit
-def pixels(begun, u, route, T: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr):
-    """Pixel of each of the T steps from step u of line number `begun` on, whether it is before the end of the walk,
+def pixels(i_line, i_step, route, T: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr):
+    """Pixel of each of the T steps from step i_step of line i_line on, whether it is before the end of the walk,
     and whether a line begins there."""
     line, lines, offset, outer, inner = route
-    u_T = u + tl.arange(0, T)
-    q_T = lines_within(u_T, line)
-    r_T = u_T - q_T * line
-    pixel_T = offset + outer * (begun + q_T) + inner * r_T
+    o_u = i_step + tl.arange(0, T)
+    o_line = lines_within(o_u, line)
+    o_step = o_u - o_line * line
+    o_pixel = offset + outer * (i_line + o_line) + inner * o_step
     if WIDE:
-        pixel_T = pixel_T.to(tl.int64)
-    return pixel_T, (begun + q_T < lines) | EVEN, r_T == 0
+        o_pixel = o_pixel.to(tl.int64)
+    return o_pixel, (i_line + o_line < lines) | EVEN, o_step == 0
 
 
 @triton.jit
-def load_weights(dt_weight, d_B, live_B, R: tl.constexpr, PIECE: tl.constexpr):
+def load_weights(dt_weight, o_d, m_d, R: tl.constexpr, PIECE: tl.constexpr):
     """A route's dt_weight * log2(e) as pieces (P, B).
 
     With a hint against wide loads: they bring a layout of which operands of a product are made by exchange between
     lanes, once per tile, while from this one they are made by way of shared memory, which keeps them.
     """
-    weights = ()
+    b_w = ()
     for i in tl.static_range((R + PIECE - 1) // PIECE):
-        r_P = tl.arange(0, PIECE) + i * PIECE
-        at = tl.max_contiguous((d_B * R)[None, :] + r_P[:, None], [1, 1])
-        mask = live_B[None, :] & (r_P < R)[:, None]
-        weights = weights + (tl.load(dt_weight + at, mask=mask, other=0.0) * LOG2E,)
-    return weights
+        o_r = tl.arange(0, PIECE) + i * PIECE
+        o_h = tl.max_contiguous((o_d * R)[None, :] + o_r[:, None], [1, 1])
+        m_x = m_d[None, :] & (o_r < R)[:, None]
+        b_w = b_w + (tl.load(dt_weight + o_h, mask=m_x, other=0.0) * LOG2E,)
+    return b_w
 
 
 @triton.jit
-def load_low(proj, pixel_T, inside_T, width_p, R: tl.constexpr, PIECE: tl.constexpr):
+def load_low(proj, o_pixel, m_t, width_p, R: tl.constexpr, PIECE: tl.constexpr):
     """The low-rank part of a route's projections as pieces (T, P)."""
-    low = ()
+    b_low = ()
     for i in tl.static_range((R + PIECE - 1) // PIECE):
-        r_P = tl.arange(0, PIECE) + i * PIECE
-        mask = inside_T[:, None] & (r_P < R)[None, :]
-        low = low + (tl.load(proj + (pixel_T * width_p)[:, None] + r_P[None, :], mask=mask, other=0.0),)
-    return low
+        o_r = tl.arange(0, PIECE) + i * PIECE
+        m_x = m_t[:, None] & (o_r < R)[None, :]
+        b_low = b_low + (tl.load(proj + (o_pixel * width_p)[:, None] + o_r[None, :], mask=m_x, other=0.0),)
+    return b_low
 
 
 @triton.jit
-def load_tile(x, pixel_T, inside_T, d_B, live_B, channels):
+def load_tile(x, o_pixel, m_t, o_d, m_d, channels):
     """T pixels of a map, (T, B)."""
-    mask = inside_T[:, None] & live_B[None, :]
-    return tl.load(x + (pixel_T * channels)[:, None] + d_B[None, :], mask=mask, other=0.0)
+    m_x = m_t[:, None] & m_d[None, :]
+    return tl.load(x + (o_pixel * channels)[:, None] + o_d[None, :], mask=m_x, other=0.0)
 
 
 @triton.jit
-def load_states(proj, pixel_T, inside_T, width_p, n, R: tl.constexpr, N: tl.constexpr, POLICY: tl.constexpr):
+def load_states(proj, o_pixel, m_t, width_p, n, R: tl.constexpr, N: tl.constexpr, POLICY: tl.constexpr):
     """B and C * ln 2 of state n, each (T, 1) float32. Loads of different policies are not taken to be one."""
-    which_2 = tl.arange(0, 2)
-    at_T2 = (pixel_T * width_p)[:, None] + (R + n + which_2 * N)[None, :]
-    both_T2 = tl.load(proj + at_T2, mask=inside_T[:, None], other=0.0, eviction_policy=POLICY).to(tl.float32)
-    B_T, C_T = tl.split(both_T2 * tl.where(which_2 == 0, 1.0, LN2)[None, :])
-    return B_T[:, None], C_T[:, None]
+    o_which = tl.arange(0, 2)
+    o_both = (o_pixel * width_p)[:, None] + (R + n + o_which * N)[None, :]
+    b_both = tl.load(proj + o_both, mask=m_t[:, None], other=0.0, eviction_policy=POLICY).to(tl.float32)
+    b_B, b_C = tl.split(b_both * tl.where(o_which == 0, 1.0, LN2)[None, :])
+    return b_B[:, None], b_C[:, None]
 
 
 @triton.jit
-def row_of(parameter, at_B, live_B):
+def row_of(parameter, o_d, m_d):
     """A row (1, B) of a parameter, a lane to a channel."""
-    return tl.load(parameter + at_B[None, :], mask=live_B[None, :], other=0.0)
+    return tl.load(parameter + o_d[None, :], mask=m_d[None, :], other=0.0)
 
 
 @triton.jit
@@ -169,73 +172,71 @@ def latter(a, b):
 
 
 @triton.jit
-def by_channel(x_TB):
+def by_channel(b_x):
     """The tile as it is, laid out for scans: a scan that carries nothing, which takes no instruction."""
-    return tl.associative_scan(x_TB, 0, latter)
+    return tl.associative_scan(b_x, 0, latter)
 
 
 @triton.jit
-def backwards(x_TB):
+def backwards(b_x):
     """The tile with its steps in reverse. With all steps of a channel in one thread that takes no instruction, while
     a scan from the end would exchange every value between lanes, twice."""
-    T: tl.constexpr = x_TB.shape[0]
-    B: tl.constexpr = x_TB.shape[1]
-    bits = x_TB.to(tl.int32, bitcast=True)
+    T: tl.constexpr = b_x.shape[0]
+    B: tl.constexpr = b_x.shape[1]
+    b_bits = b_x.to(tl.int32, bitcast=True)
     for i in tl.static_range(6):
         if (2 << i) <= T:
-            pairs = tl.reshape(bits, [T >> (i + 1), 2, B << i])
-            bits = tl.reshape(tl.sum(pairs, 1)[:, None, :] - pairs, [T, B])
-    return bits.to(tl.float32, bitcast=True)
+            b_pairs = tl.reshape(b_bits, [T >> (i + 1), 2, B << i])
+            b_bits = tl.reshape(tl.sum(b_pairs, 1)[:, None, :] - b_pairs, [T, B])
+    return b_bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def softplus(z_TB, COEFFICIENTS: tl.constexpr):
+def softplus(b_z, COEFFICIENTS: tl.constexpr):
     """softplus(z) / ln 2 from z / ln 2."""
-    e_TB = tl.exp2(-tl.abs(z_TB))
-    n: tl.constexpr = len(COEFFICIENTS)
-    p_TB = COEFFICIENTS[n - 1] * e_TB + COEFFICIENTS[n - 2]
-    for i in tl.static_range(n - 2):
-        p_TB = p_TB * e_TB + COEFFICIENTS[n - 3 - i]
-    return tl.maximum(z_TB, 0.0) + e_TB * p_TB
+    b_e = tl.exp2(-tl.abs(b_z))
+    TERMS: tl.constexpr = len(COEFFICIENTS)
+    b_poly = COEFFICIENTS[TERMS - 1] * b_e + COEFFICIENTS[TERMS - 2]
+    for i in tl.static_range(TERMS - 2):
+        b_poly = b_poly * b_e + COEFFICIENTS[TERMS - 3 - i]
+    return tl.maximum(b_z, 0.0) + b_e * b_poly
 
 
 @triton.jit
-def step_logit(low, weights, bias_1B, T: tl.constexpr, PRECISION: tl.constexpr):
+def step_logit(b_low, b_w, b_bias, T: tl.constexpr, PRECISION: tl.constexpr):
     """z / ln 2, of which softplus makes dt, (T, B).
 
     Steps behind the end of the walk get a step size too. It does no harm: x and grad_y are zero there, and no step
     that is wanted comes after them.
     """
-    z_TB = tl.zeros([T, bias_1B.shape[1]], tl.float32)
-    for i in tl.static_range(len(low)):
-        z_TB = tl.dot(low[i].to(tl.float32), weights[i], z_TB, input_precision=PRECISION)
-    return by_channel(z_TB) + bias_1B * LOG2E
+    b_z = tl.zeros([T, b_bias.shape[1]], tl.float32)
+    for i in tl.static_range(len(b_low)):
+        b_z = tl.dot(b_low[i].to(tl.float32), b_w[i], b_z, input_precision=PRECISION)
+    return by_channel(b_z) + b_bias * LOG2E
 
 
 @triton.jit
 def locate(batch, channels, n_groups, segments, BLOCK_D: tl.constexpr):
     """This program's (image, block of channels, group of routes, segment). Groups are neighbours: they read one x."""
     pid = tl.program_id(0)
-    segment = pid % segments
+    i_s = pid % segments
     pid = pid // segments
-    group = pid % n_groups
+    i_g = pid % n_groups
     pid = pid // n_groups
     n_blocks = tl.cdiv(channels, BLOCK_D)
-    return (pid // n_blocks).to(tl.int64), pid % n_blocks, group, segment
+    return (pid // n_blocks).to(tl.int64), pid % n_blocks, i_g, i_s
 
 
 @triton.jit
-def state_at(
-    ends, n, first, last, channels, live_B, N: tl.constexpr, BLOCK_D: tl.constexpr, STEP: tl.constexpr
-):
+def state_at(ends, n, first, last, channels, m_d, N: tl.constexpr, BLOCK_D: tl.constexpr, STEP: tl.constexpr):
     """State n that segments first, first + STEP, ... up to but without `last` of a route leave behind."""
-    d_B = tl.arange(0, BLOCK_D)
-    state_B = tl.zeros([BLOCK_D], tl.float32)
+    o_d = tl.arange(0, BLOCK_D)
+    b_state = tl.zeros([BLOCK_D], tl.float32)
     for i in range((last - first) * STEP):
-        here = ends + ((first + i * STEP) * 2 * N + n) * channels
-        end_B = tl.load(here + d_B, mask=live_B, other=0.0)
-        state_B = tl.load(here + N * channels + d_B, mask=live_B, other=0.0) * state_B + end_B
-    return state_B
+        p_end = ends + ((first + i * STEP) * 2 * N + n) * channels
+        b_end = tl.load(p_end + o_d, mask=m_d, other=0.0)
+        b_state = tl.load(p_end + N * channels + o_d, mask=m_d, other=0.0) * b_state + b_end
+    return b_state
 
 
 @triton.jit
@@ -268,54 +269,54 @@ def segment_ends_kernel(
     RESTART: tl.constexpr,
 ):
     """First pass of the chunked form. ADJOINT walks backwards and carries the gradient of the state instead."""
-    n_routes: tl.constexpr = len(ROUTES)
-    width_p: tl.constexpr = n_routes * (R + 2 * N)
+    K: tl.constexpr = len(ROUTES)
+    WIDTH_P: tl.constexpr = K * (R + 2 * N)
     length = height * width
-    b, block, k, segment = locate(batch, channels, n_routes, segments, BLOCK_D)
-    first = block * BLOCK_D
-    d_B = tl.arange(0, BLOCK_D)
-    live_B = (d_B < channels - first) | EVEN
-    route, restart = walk(k, height, width, ROUTES)
+    i_b, i_d, i_k, i_s = locate(batch, channels, K, segments, BLOCK_D)
+    first = i_d * BLOCK_D
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = (o_d < channels - first) | EVEN
+    route, restart = walk(i_k, height, width, ROUTES)
     line = route[0]
-    x += b * length * channels + first
-    proj += b * length * width_p + k * (R + 2 * N)
-    ends += ((b * n_routes + k) * segments + segment) * 2 * N * channels + first
-    dt_weight += (k * channels + first) * R
-    dt_bias += k * channels + first
-    A += (k * channels + first) * N
-    weights = load_weights(dt_weight, d_B, live_B, R, PIECE)
-    state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
-    decay_NB = tl.full([N_PAD, BLOCK_D], 1.0, tl.float32)
-    begin = segment * segment_steps
+    x += i_b * length * channels + first
+    proj += i_b * length * WIDTH_P + i_k * (R + 2 * N)
+    ends += ((i_b * K + i_k) * segments + i_s) * 2 * N * channels + first
+    dt_weight += (i_k * channels + first) * R
+    dt_bias += i_k * channels + first
+    A += (i_k * channels + first) * N
+    b_w = load_weights(dt_weight, o_d, m_d, R, PIECE)
+    b_state = tl.zeros([N_PAD, BLOCK_D], tl.float32)
+    b_decays = tl.full([N_PAD, BLOCK_D], 1.0, tl.float32)
+    begin = i_s * segment_steps
     tiles = tl.cdiv(tl.minimum(segment_steps, length - begin), T)
     start = begin + (tiles - 1) * T if ADJOINT else begin
-    begun = start // line
-    u = start - begun * line
+    i_line = start // line
+    i_step = start - i_line * line
     while tiles > 0:
         tiles -= 1
-        pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
-        begun, u = back(begun, u, T, line) if ADJOINT else onwards(begun, u, T, line)
-        low = load_low(proj, pixel_T, inside_T, width_p, R, PIECE)
-        x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels).to(tl.float32)
-        bias_1B = row_of(dt_bias, d_B, live_B)
-        dt_TB = softplus(step_logit(low, weights, bias_1B, T, PRECISION), COEFFICIENTS)
+        o_pixel, m_t, m_begin = pixels(i_line, i_step, route, T, WIDE, EVEN)
+        i_line, i_step = back(i_line, i_step, T, line) if ADJOINT else onwards(i_line, i_step, T, line)
+        b_low = load_low(proj, o_pixel, m_t, WIDTH_P, R, PIECE)
+        b_x = load_tile(x, o_pixel, m_t, o_d, m_d, channels).to(tl.float32)
+        b_bias = row_of(dt_bias, o_d, m_d)
+        b_dt = softplus(step_logit(b_low, b_w, b_bias, T, PRECISION), COEFFICIENTS)
         for n in range(N):
-            a_TB = tl.exp2(dt_TB * row_of(A + n, d_B * N, live_B))
+            b_a = tl.exp2(b_dt * row_of(A + n, o_d * N, m_d))
             if RESTART:
-                a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-            B_T1, C_T1 = load_states(proj, pixel_T, inside_T, width_p, n, R, N, "")
-            b_TB = a_TB * x_TB * C_T1 if ADJOINT else dt_TB * x_TB * B_T1
+                b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
+            b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "")
+            b_b = b_a * b_x * b_C if ADJOINT else b_dt * b_x * b_B
             if ADJOINT:
-                a_TB, b_TB = backwards(a_TB), backwards(b_TB)
-            decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
-            h_TB += decay_TB * row(state_NB, n, N_PAD)[None, :]
-            state_NB = with_row(state_NB, n, row(h_TB, T - 1, T), N_PAD)
-            decay_NB = with_row(decay_NB, n, row(decay_NB, n, N_PAD) * row(decay_TB, T - 1, T), N_PAD)
-    n_N = tl.arange(0, N_PAD)
-    at = (n_N * channels)[:, None] + d_B[None, :]
-    mask = (n_N < N)[:, None] & live_B[None, :]
-    tl.store(ends + at, state_NB, mask=mask)
-    tl.store(ends + N * channels + at, decay_NB, mask=mask)
+                b_a, b_b = backwards(b_a), backwards(b_b)
+            b_decay, b_h = tl.associative_scan((b_a, b_b), 0, compose)
+            b_h += b_decay * row(b_state, n, N_PAD)[None, :]
+            b_state = with_row(b_state, n, row(b_h, T - 1, T), N_PAD)
+            b_decays = with_row(b_decays, n, row(b_decays, n, N_PAD) * row(b_decay, T - 1, T), N_PAD)
+    o_n = tl.arange(0, N_PAD)
+    o_h = (o_n * channels)[:, None] + o_d[None, :]
+    m_x = (o_n < N)[:, None] & m_d[None, :]
+    tl.store(ends + o_h, b_state, mask=m_x)
+    tl.store(ends + N * channels + o_h, b_decays, mask=m_x)
 
 
 @triton.jit
@@ -353,75 +354,75 @@ def forward_kernel(
     RESTART: tl.constexpr,
 ):
     """The scan. A program owns its channels of its partial map, so the routes it walks add up there in place."""
-    n_routes: tl.constexpr = len(ROUTES)
-    width_p: tl.constexpr = n_routes * (R + 2 * N)
+    K: tl.constexpr = len(ROUTES)
+    WIDTH_P: tl.constexpr = K * (R + 2 * N)
     length = height * width
-    b, block, group, segment = locate(batch, channels, n_routes // WALKS, segments, BLOCK_D)
-    first = block * BLOCK_D
-    d_B = tl.arange(0, BLOCK_D)
-    live_B = (d_B < channels - first) | EVEN
-    x += b * length * channels + first
-    y += (group * batch + b) * length * channels + first
-    n_N = tl.arange(0, N_PAD)
-    state_mask = (n_N < N)[:, None] & live_B[None, :]
-    first_T1 = (tl.arange(0, T) == 0)[:, None]
+    i_b, i_d, i_g, i_s = locate(batch, channels, K // WALKS, segments, BLOCK_D)
+    first = i_d * BLOCK_D
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = (o_d < channels - first) | EVEN
+    x += i_b * length * channels + first
+    y += (i_g * batch + i_b) * length * channels + first
+    o_n = tl.arange(0, N_PAD)
+    m_h = (o_n < N)[:, None] & m_d[None, :]
+    m_first = (tl.arange(0, T) == 0)[:, None]
     for i in range(WALKS):
-        k = group * WALKS + i
-        route, restart = walk(k, height, width, ROUTES)
+        i_k = i_g * WALKS + i
+        route, restart = walk(i_k, height, width, ROUTES)
         line = route[0]
-        proj_k = proj + (b * length * width_p + k * (R + 2 * N))
-        ends_k = ends + ((b * n_routes + k) * segments * 2 * N * channels + first)
-        carry_k = carry + ((b * n_routes + k) * chunks * N * channels + first)
-        bias_k = dt_bias + (k * channels + first)
-        skip_k = skip + (k * channels + first)
-        A_k = A + (k * channels + first) * N
-        weights = load_weights(dt_weight + (k * channels + first) * R, d_B, live_B, R, PIECE)
-        state_NB = tl.zeros([N_PAD, BLOCK_D], tl.float32)
-        if segment > 0:
+        p_proj = proj + (i_b * length * WIDTH_P + i_k * (R + 2 * N))
+        p_ends = ends + ((i_b * K + i_k) * segments * 2 * N * channels + first)
+        p_carry = carry + ((i_b * K + i_k) * chunks * N * channels + first)
+        p_bias = dt_bias + (i_k * channels + first)
+        p_skip = skip + (i_k * channels + first)
+        p_A = A + (i_k * channels + first) * N
+        b_w = load_weights(dt_weight + (i_k * channels + first) * R, o_d, m_d, R, PIECE)
+        b_state = tl.zeros([N_PAD, BLOCK_D], tl.float32)
+        if i_s > 0:
             for n in range(N):
-                entering_B = state_at(ends_k, n, 0, segment, channels, live_B, N, BLOCK_D, 1)
-                state_NB = with_row(state_NB, n, entering_B, N_PAD)
-        start = segment * segment_steps
+                b_enters = state_at(p_ends, n, 0, i_s, channels, m_d, N, BLOCK_D, 1)
+                b_state = with_row(b_state, n, b_enters, N_PAD)
+        start = i_s * segment_steps
         end = tl.minimum(start + segment_steps, length)
-        begun = start // line
-        u = start - begun * line
-        pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
-        low = load_low(proj_k, pixel_T, inside_T, width_p, R, PIECE)
-        x_TB = load_tile(x, pixel_T, inside_T, d_B, live_B, channels)
+        i_line = start // line
+        i_step = start - i_line * line
+        o_pixel, m_t, m_begin = pixels(i_line, i_step, route, T, WIDE, EVEN)
+        b_low = load_low(p_proj, o_pixel, m_t, WIDTH_P, R, PIECE)
+        b_x = load_tile(x, o_pixel, m_t, o_d, m_d, channels)
         while start < end:
             if start % CHUNK == 0:
-                record = carry_k + (start // CHUNK).to(tl.int64) * N * channels
-                at = (n_N * channels)[:, None] + d_B[None, :]
-                tl.store(record + at, state_NB * LN2, mask=state_mask)
-            pixel_T, inside_T, begins_T = pixels(begun, u, route, T, WIDE, EVEN)
+                p_h = p_carry + (start // CHUNK).to(tl.int64) * N * channels
+                o_h = (o_n * channels)[:, None] + o_d[None, :]
+                tl.store(p_h + o_h, b_state * LN2, mask=m_h)
+            o_pixel, m_t, m_begin = pixels(i_line, i_step, route, T, WIDE, EVEN)
             # The next tile is fetched while this one is worked on. At the end that is this one again.
             start += T
-            begun, u = onwards(begun, u, tl.where(start < end, T, 0), line)
-            next_T, next_inside_T, next_begins_T = pixels(begun, u, route, T, WIDE, EVEN)
-            next_low = load_low(proj_k, next_T, next_inside_T, width_p, R, PIECE)
-            next_x_TB = load_tile(x, next_T, next_inside_T, d_B, live_B, channels)
-            here = (pixel_T * channels)[:, None] + d_B[None, :]
-            mask = inside_T[:, None] & live_B[None, :]
-            x_TB = x_TB.to(tl.float32)
-            y_TB = tl.zeros([T, BLOCK_D], tl.float32)
+            i_line, i_step = onwards(i_line, i_step, tl.where(start < end, T, 0), line)
+            o_pixel_next, m_t_next, m_begin_next = pixels(i_line, i_step, route, T, WIDE, EVEN)
+            b_low_next = load_low(p_proj, o_pixel_next, m_t_next, WIDTH_P, R, PIECE)
+            b_x_next = load_tile(x, o_pixel_next, m_t_next, o_d, m_d, channels)
+            o_x = (o_pixel * channels)[:, None] + o_d[None, :]
+            m_x = m_t[:, None] & m_d[None, :]
+            b_x = b_x.to(tl.float32)
+            b_y = tl.zeros([T, BLOCK_D], tl.float32)
             if WALKS > 1:  # a mask, as a branch would cost registers
-                y_TB = tl.load(y + here, mask=mask & (i > 0), other=0.0).to(tl.float32)
-            bias_1B = row_of(bias_k, d_B, live_B)
-            dt_TB = softplus(step_logit(low, weights, bias_1B, T, PRECISION), COEFFICIENTS)
+                b_y = tl.load(y + o_x, mask=m_x & (i > 0), other=0.0).to(tl.float32)
+            b_bias = row_of(p_bias, o_d, m_d)
+            b_dt = softplus(step_logit(b_low, b_w, b_bias, T, PRECISION), COEFFICIENTS)
             if HAS_SKIP:
-                y_TB += row_of(skip_k, d_B, live_B) * x_TB
+                b_y += row_of(p_skip, o_d, m_d) * b_x
             for n in range(N):
-                a_TB = tl.exp2(dt_TB * row_of(A_k + n, d_B * N, live_B))
+                b_a = tl.exp2(b_dt * row_of(p_A + n, o_d * N, m_d))
                 if RESTART:
-                    a_TB = tl.where((begins_T & restart)[:, None], 0.0, a_TB)
-                B_T1, C_T1 = load_states(proj_k, pixel_T, inside_T, width_p, n, R, N, "")
-                b_TB = dt_TB * x_TB * B_T1
-                b_TB = tl.where(first_T1, a_TB * row(state_NB, n, N_PAD)[None, :] + b_TB, b_TB)
-                decay_TB, h_TB = tl.associative_scan((a_TB, b_TB), 0, compose)
-                state_NB = with_row(state_NB, n, row(h_TB, T - 1, T), N_PAD)
-                y_TB += C_T1 * h_TB
-            tl.store(y + here, y_TB.to(y.dtype.element_ty), mask=mask)
-            low = next_low
-            x_TB = next_x_TB
+                    b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
+                b_B, b_C = load_states(p_proj, o_pixel, m_t, WIDTH_P, n, R, N, "")
+                b_b = b_dt * b_x * b_B
+                b_b = tl.where(m_first, b_a * row(b_state, n, N_PAD)[None, :] + b_b, b_b)
+                b_decay, b_h = tl.associative_scan((b_a, b_b), 0, compose)
+                b_state = with_row(b_state, n, row(b_h, T - 1, T), N_PAD)
+                b_y += b_C * b_h
+            tl.store(y + o_x, b_y.to(y.dtype.element_ty), mask=m_x)
+            b_low = b_low_next
+            b_x = b_x_next
         # The next route's loads of y must see this one's stores, whichever thread made them.
         tl.debug_barrier()

@@ -10,16 +10,8 @@ enum ElementType : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 namespace {
 
-inline float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-inline uint32_t bits_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
+inline float float_of(uint32_t bits) { return reinterpret<float>(bits); }
+inline uint32_t bits_of(float value) { return reinterpret<uint32_t>(value); }
 
 inline float from_bfloat16(uint16_t a) { return float_of((uint32_t)a << 16); }
 

@@ -37,6 +37,15 @@ constexpr int WIDTH = 8;
 constexpr int WIDTH = 4;
 #endif
 
+// The same bytes as another type.
+template <class To, class From>
+SCAN_INLINE To reinterpret(From value) {
+    static_assert(sizeof(To) == sizeof(From), "of one size");
+    To result;
+    memcpy(&result, &value, sizeof result);
+    return result;
+}
+
 #if defined(__GNUC__) || defined(__clang__)
 
 typedef float Vec __attribute__((vector_size(4 * WIDTH)));
@@ -103,16 +112,8 @@ SCAN_INLINE Vec shuffle(Vec a, Vec b) {
     SCAN_LANES(Vec, from[i] < WIDTH ? a.lane[from[i]] : b.lane[from[i] - WIDTH])
 }
 #undef SCAN_LANES
-SCAN_INLINE Bits as_bits(Vec a) {
-    Bits result;
-    memcpy(&result, &a, sizeof a);
-    return result;
-}
-SCAN_INLINE Vec as_floats(Bits a) {
-    Vec result;
-    memcpy(&result, &a, sizeof a);
-    return result;
-}
+SCAN_INLINE Bits as_bits(Vec a) { return reinterpret<Bits>(a); }
+SCAN_INLINE Vec as_floats(Bits a) { return reinterpret<Vec>(a); }
 
 #endif
 

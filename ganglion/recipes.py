@@ -18,6 +18,12 @@ import yaml
 
 #: The field that names the recipe to build on.
 BASE = "base"
+#: Fields by the names that they had before, which recipes and runs of that time still have, and what they are now.
+RENAMED = {
+    "data.name": "data.reader",
+    "data.max_broken": "data.max_unreadable",
+    "model.weights": "model.initial_checkpoint",
+}
 #: Options that name a recipe.
 OPTIONS = ("--config", "-c")
 
@@ -62,6 +68,19 @@ def read(path: str, written: str = "") -> dict[str, Any]:
     return recipe
 
 
+def renamed(recipe: dict[str, Any], where: str) -> dict[str, Any]:
+    """A recipe with the fields' names of today. Raises RecipeError where it has a field by both names."""
+    recipe = dict(recipe)
+    for old, new in RENAMED.items():
+        (group, before), now = old.split("."), new.rpartition(".")[2]
+        fields = recipe.get(group)
+        if isinstance(fields, dict) and before in fields:
+            if now in fields:
+                raise RecipeError(f"{where}: {old} is called {new} now, and both are given")
+            recipe[group] = {now if name == before else name: value for name, value in fields.items()}
+    return recipe
+
+
 def chain(path: str) -> list[tuple[str, dict[str, Any]]]:
     """The recipes that one is made of, from the lowest base to itself: their paths, and their fields without `base`.
 
@@ -71,7 +90,7 @@ def chain(path: str) -> list[tuple[str, dict[str, Any]]]:
     seen: list[str] = []
     written = ""
     while True:
-        recipe = read(path, written)
+        recipe = renamed(read(path, written), path)
         seen.append(os.path.realpath(path))
         base = recipe.pop(BASE, None) if BASE in recipe else ""
         found.insert(0, (path, recipe))
@@ -88,8 +107,8 @@ def chain(path: str) -> list[tuple[str, dict[str, Any]]]:
 def with_bases(argv: Sequence[str]) -> list[str]:
     """The arguments of a command with every base written out as a `--config` of its own, before its recipe's.
 
-    A recipe that names a base is given as text instead of a path, since its `base` is no field of what is trained.
-    Raises RecipeError as `chain`. What is no file stays as it is.
+    A recipe that names a base, or has names of before, is given as text instead of a path. Options of before become
+    those of today. Raises RecipeError as `chain`. What is no file stays as it is.
     """
     words: list[str] = []
     left = list(argv)
@@ -97,12 +116,15 @@ def with_bases(argv: Sequence[str]) -> list[str]:
         word = left.pop(0)
         option, equals, path = word.partition("=")
         given = [word]
+        if (field := option.removeprefix("--")) in RENAMED and option != field:
+            given = [f"--{RENAMED[field]}{equals}{path}"]
         if option in OPTIONS and not equals and left:
             path = left.pop(0)
             given.append(path)
         if option in OPTIONS and os.path.isfile(path):
-            (lowest, _), *others = chain(path)
-            given = [f"--config={lowest}"]
-            given += [f"--config={yaml.safe_dump(recipe, sort_keys=False)}" for _, recipe in others]
+            given = [
+                f"--config={part if read(part) == recipe else yaml.safe_dump(recipe, sort_keys=False)}"
+                for part, recipe in chain(path)
+            ]
         words += given
     return words

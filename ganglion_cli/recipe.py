@@ -13,10 +13,11 @@ from . import fields
 from .options import nearest
 
 if TYPE_CHECKING:
-    from ganglion.recipes import RecipeError, chain, read
+    from ganglion.recipes import RENAMED, RecipeError, chain, read
 else:
     _recipes = fields.without_package("recipes")
-    RecipeError, chain, read = _recipes.RecipeError, _recipes.chain, _recipes.read
+    RENAMED, RecipeError = _recipes.RENAMED, _recipes.RecipeError
+    chain, read = _recipes.chain, _recipes.read
 
 _EXPECTED = {
     "int": "a whole number",
@@ -60,7 +61,7 @@ class Given:
 
 def check(argv: Sequence[str]) -> None:
     """Raise RecipeError for what names no field, for values of the wrong kind, and for fields that are missing."""
-    words = list(_words(argv))
+    words = [(RENAMED.get(name, name), value) for name, value in _words(argv)]
     named = [value for name, value in words if name in ("config", "c") and value is not None]
     recipes = [recipe for path in named for recipe in chain(path)]
     tasks = [Given(path, "task", recipe["task"]) for path, recipe in recipes if "task" in recipe]
@@ -131,6 +132,8 @@ class Table:
 
     def _nearest(self, name: str) -> str:
         """The fields that may be meant: of that name elsewhere, begun or abbreviated by it, or spelt alike."""
+        if name in RENAMED:
+            return f" It is called {RENAMED[name]} now."
         name = name.replace("-", "_")
         group, _, last = name.rpartition(".")
         same = [self._short[last]] if last in self._short else []

@@ -48,7 +48,7 @@ _WIDTHS = {"size": 6, "FLOPs G": 9}
 _OPTIONS = {
     "data.val_labels": "--labels",
     "data.class_map": "--class-map",
-    "data.name": "--data-name",
+    "data.reader": "--data-reader",
     "data.workers": "--workers",
     "model.num_classes": "number of classes of the network",
 }
@@ -78,10 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", metavar="NAME", help="which images (validation, or DIR itself where it has no splits)"
     )
     data.add_argument(
-        "--data-name",
+        "--data-reader",
+        "--data-name",  # as it was called
+        dest="data_reader",
         default="",
         metavar="NAME",
-        help="timm's name of another kind of data, e.g. wds/, hfds/NAME",
+        help="timm's reader of another kind of data, e.g. wds/, hfds/NAME",
     )
     data.add_argument(
         "--class-map", metavar="FILE", help="names of the classes in the order of the model's outputs"
@@ -241,7 +243,7 @@ def _open(args: argparse.Namespace, loaded: LoadedModel) -> Labelled:
     request = Request(
         root=args.data,
         split=args.split,
-        reader=args.data_name,
+        reader=args.data_reader,
         class_map=args.class_map,
         labels=args.labels,
         by_number=args.by_number,

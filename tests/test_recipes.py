@@ -96,7 +96,12 @@ def facts(cli: fit.FitCLI) -> dict:
     config = data.data_config(task.network)
     averaging = [callback.decay for callback in trainer.callbacks if isinstance(callback, EMA)]
     assert schedule.name == "cosine" and trainer.gradient_clip_algorithm in (None, "norm")
-    assert not task.compiled and not task.pretrained and task.weights is None and optimizer.defaults["lr"] > 0
+    assert (
+        not task.compiled
+        and not task.pretrained
+        and task.initial_checkpoint is None
+        and optimizer.defaults["lr"] > 0
+    )
     return {
         "batch": trainer.num_devices * trainer.num_nodes * data.batch_size * trainer.accumulate_grad_batches,
         "peak": scheduler.base_values[0],
@@ -294,7 +299,7 @@ def test_recipe_runs(recipe, tmp_path, monkeypatch):
         "model.name": "test_sparx_mamba" if "sparx" in recipe else "test_vmamba",
         "model.num_classes": 4,
         "model.pretrained": "false",
-        "model.weights": "null",
+        "model.initial_checkpoint": "null",
         "data.root": data,
         "data.val_split": "test",
         "data.img_size": 32,

@@ -29,7 +29,7 @@ def open_dataset(
     *,
     split: str,
     or_root: bool = False,
-    name: str = "",
+    reader: str = "",
     channels: int = 3,
     training: bool = False,
     class_map: str | Mapping[str, int] | None = None,
@@ -44,13 +44,13 @@ def open_dataset(
     there are. Hidden files and folders are left out, and so are files by their extension: `note` of the source counts
     the latter.
 
-    root: a folder, a tar file, an npz file, or what the reader named by `name` wants; for Hugging Face's, the folder in
+    root: a folder, a tar file, an npz file, or what `reader` wants; for Hugging Face's, the folder in
         which they keep what they download.
     split: the split's folder or tar file below `root` (or a synonym, such as val for validation), the part of an npz
         file's name behind the last `_`, or the reader's own name for it. "": `root` itself.
     or_root: read `root` itself where it is a folder without any split.
-    name: "" for folders and tar files, or timm's reader: "wds/", "hfds/NAME", "hfids/NAME", "torch/NAME". Folders that
-        hold npz files are read as those.
+    reader: "" for folders and tar files, or timm's reader: "wds/", "hfds/NAME", "hfids/NAME", "torch/NAME". Folders
+        that hold npz files are read as those.
     channels: of the images; 1, 3 and 4 are read from any picture, other numbers from uint8 .npy files (H, W, C) in
         class folders, tar files or shards, or npz arrays.
     class_map: class name -> label, or a file of the names, see `read_classes`. Classes that it does not name are an
@@ -62,14 +62,14 @@ def open_dataset(
 
     Raises DataError where there is nothing to read, and says what there is.
     """
-    prefix, _, rest = name.partition("/")
+    prefix, _, rest = reader.partition("/")
     prefix = prefix.lower()
     if prefix not in _READERS:
-        raise DataError(f"{name}: " + unknown("reader", prefix, filter(None, _READERS)))
+        raise DataError(f"{reader}: " + unknown("reader", prefix, filter(None, _READERS)))
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} images: expected at least 1")
     request = _Request(
-        name=f"{prefix}/{rest}" if prefix else "",
+        reader=f"{prefix}/{rest}" if prefix else "",
         root=str(root),
         split=split,
         or_root=or_root,
@@ -90,7 +90,7 @@ def open_dataset(
 class _Request:
     """What is asked of timm, in our terms; see `open_dataset`."""
 
-    name: str
+    reader: str
     root: str
     split: str
     or_root: bool
@@ -105,7 +105,7 @@ class _Request:
         """timm's dataset. Raises DataError for what timm cannot open."""
         try:
             return create_dataset(
-                self.name,
+                self.reader,
                 root=self.root or None,
                 split=self.split,
                 search_split=False,
@@ -125,7 +125,7 @@ class _Request:
             ValueError,
         ) as error:
             raise DataError(
-                f"timm cannot read {self.name or 'the images'} ({self.split}) from {self.root}: {error}"
+                f"timm cannot read {self.reader or 'the images'} ({self.split}) from {self.root}: {error}"
             ) from error
 
 
@@ -133,10 +133,10 @@ def _open(request: _Request, prefix: str, **options: Any) -> ImageSource:
     """options: limit, max_pixels."""
     options["channels"] = channels = request.channels
     if channels not in MODES and prefix in ("hfds", "hfids", "torch"):
-        raise DataError(f"{request.name} has pictures, of 1, 3 or 4 channels: in_chans is {channels}")
-    in_files = not prefix or request.name.lower() in ("torch/image_folder", "torch/folder")
+        raise DataError(f"{request.reader} has images of 1, 3 or 4 channels: in_chans is {channels}")
+    in_files = not prefix or request.reader.lower() in ("torch/image_folder", "torch/folder")
     if request.labels is not None and not in_files:
-        raise DataError(f"labels of their own are for images in files: {request.name} has labels")
+        raise DataError(f"labels of their own are for images in files: {request.reader} has labels")
     if prefix == "hfids":
         return HubSource(request.create().reader, **options)
     if prefix == "hfds":

@@ -160,7 +160,7 @@ class FitCLI(LightningCLI):
             raise ValueError(
                 "ema.decay: sharded weights are not averaged; set it to 0, or use trainer.strategy ddp"
             )
-        callbacks += [Guard(self.data.max_broken), Recorder()]
+        callbacks += [Guard(self.data.max_unreadable), Recorder()]
         if config["max_epochs"] is None:
             config["max_epochs"] = _EPOCHS if config["max_steps"] == -1 else -1
         seconds = _seconds(config.pop("max_time"))

@@ -28,7 +28,7 @@ class TaskData(pl.LightningDataModule):
         batch_size: images per device and forward pass.
         val_batch_size: likewise, in validation. null: batch_size.
         workers: processes per device that read and augment. 0: the main process does.
-        max_broken: fraction of unreadable images, of those in a split, above which the run stops.
+        max_unreadable: fraction of unreadable images, of those in a split, above which the run stops.
         seed: see `seed_everything`.
     """
 
@@ -41,17 +41,17 @@ class TaskData(pl.LightningDataModule):
         batch_size: int = 128,
         val_batch_size: int | None = None,
         workers: int = 4,
-        max_broken: float = 0.01,
+        max_unreadable: float = 0.01,
         seed: int = 0,
     ):
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
         check_range("data.val_batch_size", val_batch_size, 1)
         check_range("data.workers", workers, 0)
-        check_range("data.max_broken", max_broken, 0, 1)
+        check_range("data.max_unreadable", max_unreadable, 0, 1)
         check_range("seed_everything", seed, 0)
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
-        self.workers, self.max_broken, self.seed = workers, max_broken, seed
+        self.workers, self.max_unreadable, self.seed = workers, max_unreadable, seed
         self._sources: dict[PartName, ImageSource] = {}
 
     def open(self, part: PartName) -> ImageSource:

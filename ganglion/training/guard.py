@@ -19,10 +19,10 @@ class Guard(Callback):
     The broken images of each part are listed at the end of the first epoch that met them.
     """
 
-    def __init__(self, max_broken: float):
+    def __init__(self, max_unreadable: float):
         self._counters: dict[PartName, BrokenCounter] = {
-            "train": BrokenCounter(max_broken),
-            "val": BrokenCounter(max_broken),
+            "train": BrokenCounter(max_unreadable),
+            "val": BrokenCounter(max_unreadable),
         }
         self._waiting: dict[PartName, list[Broken]] = {"train": [], "val": []}
         self._reported = {"train": 0, "val": 0}

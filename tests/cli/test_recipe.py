@@ -129,6 +129,11 @@ def write(folder, **recipes):
         path.write_text(text)
 
 
+def written(cli: fit.FitCLI) -> dict:
+    """What a run's config.yaml holds."""
+    return yaml.safe_load(cli._dump(cli.config))
+
+
 def test_a_recipe_builds_on_its_base(tmp_path, monkeypatch):
     """Paths are relative to the file that names them; the nearer recipe's fields hold, field by field."""
     write(
@@ -147,8 +152,31 @@ def test_a_recipe_builds_on_its_base(tmp_path, monkeypatch):
         model, config = cli.config["model"], cli.config
         assert (model["name"], model["drop_rate"], model["num_classes"]) == ("test_vmamba", 0.2, 6)
         assert (config["trainer"]["max_epochs"], config["optimizer"]["lr"]) == (7, 1e-5)
-        saved = yaml.safe_load(cli._dump())
+        saved = written(cli)
         assert "base" not in saved and saved["model"]["num_classes"] == 6 and saved["optimizer"]["eps"] == 1
+
+
+def test_names_of_before(tmp_path):
+    """Recipes and configurations of earlier versions are read; saved are the names of today."""
+    write(
+        tmp_path,
+        old="model: {name: test_vmamba, weights: a.pth}\ndata: {root: x, name: wds/, max_broken: 0.5}",
+        new="base: old.yaml\ndata: {max_unreadable: 0.25}",
+        both="data: {name: wds/, reader: wds/}",
+    )
+    argv = ["--config", str(tmp_path / "new.yaml"), "--model.weights", "b.pth", "--data.name=hfds/y"]
+    check(argv)
+    saved = written(fit.FitCLI(Classification, ClassificationData, argv))
+    assert (saved["data"]["reader"], saved["data"]["max_unreadable"]) == ("hfds/y", 0.25)
+    assert saved["model"]["initial_checkpoint"] == "b.pth"
+    assert not {"name", "max_broken"} & saved["data"].keys() and "weights" not in saved["model"]
+    first = fit.FitCLI(Classification, ClassificationData, ["--config", str(tmp_path / "old.yaml")])
+    assert (
+        first.config["data"]["max_unreadable"] == 0.5
+        and first.config["model"]["initial_checkpoint"] == "a.pth"
+    )
+    assert "both are given" in said(["--config", str(tmp_path / "both.yaml")])
+    assert "called data.reader now" in said([*GOOD, "--data", "{name: wds/}"])
 
 
 def test_later_recipes_override_bases(tmp_path):

@@ -59,7 +59,7 @@ def test_folders_as_users_have_them(root, main, tmp_path, recwarn):
         (root / split / "b" / "notes.txt").write_text("")
         with open(os.path.join(os.fsencode(root / split / "b"), b"caf\xe9\n.jpg"), "wb") as file:
             file.write(b"no image")
-    status, out, err = main(root, data__max_broken=0.5)
+    status, out, err = main(root, data__max_unreadable=0.5)
     assert status == 0, err
     assert class_names(tmp_path) == ["a", "b"]
     assert "train: 1 files left out by their extension: .txt 1" in out
@@ -127,7 +127,7 @@ def test_no_validation_is_no_warning(root, main, recwarn):
     [
         ("batch_size", 0), ("val_batch_size", -1), ("workers", -1), ("img_size", 0), ("crop_pct", 0), ("crop_pct", 1.1),
         ("mean", [120.0, 115.0, 100.0]), ("std", [0.0]), ("std", [-0.2]), ("std", [58.0]), ("train_limit", 0),
-        ("val_limit", -3), ("num_samples", 0), ("max_broken", 1.5), ("max_broken", float("nan")),
+        ("val_limit", -3), ("num_samples", 0), ("max_unreadable", 1.5), ("max_unreadable", float("nan")),
         ("val_split", 0.0), ("val_split", 1.0), ("val_split", "1.5"), ("val_split", -0.1),
     ],
 )  # fmt: skip

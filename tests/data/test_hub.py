@@ -65,7 +65,7 @@ def root(tmp_path_factory):
 def source(root, kind: str = "hfids", cache: str = "cache", **options):
     if kind == "hfids":
         options = {"num_samples": IMAGES} | options
-    return open_dataset(root.parent / cache, name=f"{kind}/{root}", split="train", **options)
+    return open_dataset(root.parent / cache, reader=f"{kind}/{root}", split="train", **options)
 
 
 def seen(batches) -> list[int]:

@@ -44,7 +44,7 @@ def write(root, kind: str):
 @pytest.mark.parametrize(("kind", "workers"), [("", 0), ("", 2), ("wds/", 0), ("wds/", 2)])
 def test_counted_once_and_listed(kind, workers, tmp_path, capsys):
     root = write(tmp_path / "data", kind)
-    options = OPTIONS | {"data__name": kind, "data__workers": workers, "data__max_broken": 0.125}
+    options = OPTIONS | {"data__name": kind, "data__workers": workers, "data__max_unreadable": 0.125}
     assert fit.main(arguments(root, tmp_path / "run", **options)) == 0
     out = capsys.readouterr().out
     assert out.count("train: 3 broken images") == 1 and out.count("val: 1 broken images") == 1
@@ -60,7 +60,7 @@ def test_counted_once_and_listed(kind, workers, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["", "wds/"])
 def test_too_many_stop_the_run(kind, tmp_path, capsys):
     root = write(tmp_path / "data", kind)
-    options = OPTIONS | {"data__name": kind, "data__max_broken": 0.1}
+    options = OPTIONS | {"data__name": kind, "data__max_unreadable": 0.1}
     assert fit.main(arguments(root, tmp_path / "run", **options)) == 1
     error = capsys.readouterr().err
     assert "3 of 24 images (12.50%) cannot be used, more than the allowed 10.00%" in error
@@ -70,7 +70,7 @@ def test_too_many_stop_the_run(kind, tmp_path, capsys):
 def test_a_resumed_run_remembers_what_was_broken(tmp_path, capsys, monkeypatch):
     """The end of the epoch lists what was met before the interruption, too, and lists nothing twice."""
     root = write(tmp_path / "data", "")
-    options = OPTIONS | {"data__max_broken": 0.125, "data__workers": 0}
+    options = OPTIONS | {"data__max_unreadable": 0.125, "data__workers": 0}
     argv = arguments(root, tmp_path / "run", **options)
     run(monkeypatch, argv, crash_at=4)
     before = capsys.readouterr().out
@@ -86,6 +86,6 @@ def test_a_resumed_run_remembers_what_was_broken(tmp_path, capsys, monkeypatch):
 
 def test_streams_need_the_number_of_classes(tmp_path, capsys):
     root = write(tmp_path / "data", "wds/")
-    options = OPTIONS | {"data__name": "wds/", "data__max_broken": 0.125, "model__num_classes": "null"}
+    options = OPTIONS | {"data__name": "wds/", "data__max_unreadable": 0.125, "model__num_classes": "null"}
     assert fit.main(arguments(root, tmp_path / "run", **options)) == 1
     assert "model.num_classes" in capsys.readouterr().err

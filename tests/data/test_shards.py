@@ -38,7 +38,7 @@ def root(tmp_path_factory):
 
 
 def source(root, split: str = "train", **options) -> ShardSource:
-    found = open_dataset(root, name="wds/", split=split, **options)
+    found = open_dataset(root, reader="wds/", split=split, **options)
     assert isinstance(found, ShardSource)
     found._held = 4, 6  # buffers that do not hold everything at once
     return found

@@ -113,7 +113,7 @@ def test_fine_tuning_takes_all_but_the_classifier(data, tmp_path, monkeypatch, c
         return compute(self, batch)
 
     monkeypatch.setattr(classification.Classification, "loss", loss)
-    options = PLAIN | {"model__weights": weights, "model__num_classes": 7}
+    options = PLAIN | {"model__initial_checkpoint": weights, "model__num_classes": 7}
     assert fit.main(arguments(data, tmp_path / "second", **options)) == 0
     before = read_last(tmp_path / "first")["state_dict"]
     differing = [
@@ -126,7 +126,7 @@ def test_weights_of_another_network_are_refused(data, tmp_path, capsys):
     """Only a classifier of other classes, other input channels and resized positions may differ, and are named."""
     network = timm.create_model("test_vmamba", num_classes=9, in_chans=1)
     torch.save(network.state_dict(), tmp_path / "own.pth")
-    argv = arguments(data, tmp_path / "own", **PLAIN | {"model__weights": tmp_path / "own.pth"})
+    argv = arguments(data, tmp_path / "own", **PLAIN | {"model__initial_checkpoint": tmp_path / "own.pth"})
     assert fit.main(argv) == 0
     shown = capsys.readouterr().out
     assert "1 adapted: stem.0.conv.weight" in shown and "2 misshapen: head.fc.weight" in shown
@@ -134,7 +134,9 @@ def test_weights_of_another_network_are_refused(data, tmp_path, capsys):
     part = {k: v for k, v in network.state_dict().items() if "stages.2" not in k}
     for name, state in {"other": other, "part": part}.items():
         torch.save(state, tmp_path / f"{name}.pth")
-        argv = arguments(data, tmp_path / name, **PLAIN | {"model__weights": tmp_path / f"{name}.pth"})
+        argv = arguments(
+            data, tmp_path / name, **PLAIN | {"model__initial_checkpoint": tmp_path / f"{name}.pth"}
+        )
         assert fit.main(argv) == 1
         assert f"{name}.pth' is not of test_vmamba" in "".join(capsys.readouterr())
         assert not list((tmp_path / name).glob("checkpoints/*"))
@@ -154,11 +156,11 @@ def test_a_new_classifier_for_as_many_classes(data, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(classification.Classification, "loss", loss)
     for new in ("true", "false"):
         begun.clear()
-        options = PLAIN | {"model__weights": weights, "model__new_classifier": new}
+        options = PLAIN | {"model__initial_checkpoint": weights, "model__new_classifier": new}
         assert fit.main(arguments(data, tmp_path / new, **options)) == 0
         differing = [name for name, value in begun[0].items() if not value.equal(old[name])]
         assert differing == (["head.fc.weight", "head.fc.bias"] if new == "true" else [])
-        assert ("the classifier begins anew" in capsys.readouterr().out) == (new == "true")
+        assert ("the classifier is re-initialised" in capsys.readouterr().out) == (new == "true")
 
 
 def test_images_of_five_channels(tmp_path):

@@ -33,7 +33,7 @@ class ClassificationData(TaskData):
 
     Args:
         root: folder of class folders (below a folder for each split), a tar file, shards, or npz arrays.
-        name: how it is read: "" for folders and tar files, "wds/...", "hfds/...", "hfids/...", "torch/...".
+        reader: how it is read: "" for folders and tar files, "wds/...", "hfds/...", "hfids/...", "torch/...".
         train_split: name of the training images' split.
         val_split: name of the validation images' split, or the fraction of the training images that is set aside for
             validation, e.g. 0.1: drawn by `seed_everything`, class by class. null: no validation.
@@ -50,7 +50,7 @@ class ClassificationData(TaskData):
         val_limit: use the first so many validation images only.
         num_samples: training images of a stream whose length is unknown.
         class_map: file of the class names in the order of their numbers, text or JSON. null: sorted.
-        max_broken: share of broken images, of those in a split, above which the run stops.
+        max_unreadable: fraction of unreadable images, of those in a split, above which the run stops.
         seed: see `seed_everything`.
     """
 
@@ -58,7 +58,7 @@ class ClassificationData(TaskData):
         self,
         root: str,
         *,
-        name: str = "",
+        reader: str = "",
         train_split: str = "train",
         val_split: str | float | None = "validation",
         val_labels: str | None = None,
@@ -74,14 +74,14 @@ class ClassificationData(TaskData):
         val_limit: int | None = None,
         num_samples: int | None = None,
         class_map: str | None = None,
-        max_broken: float = 0.01,
+        max_unreadable: float = 0.01,
         seed: int = 0,
     ):
         super().__init__(
             batch_size=batch_size,
             val_batch_size=val_batch_size,
             workers=workers,
-            max_broken=max_broken,
+            max_unreadable=max_unreadable,
             seed=seed,
         )
         for field, value in (
@@ -102,7 +102,7 @@ class ClassificationData(TaskData):
             )
         if val_labels is not None and (val_split is None or self.val_fraction is not None):
             raise ValueError(f"data.val_labels {val_labels}: expected a data.val_split with these images")
-        self.root, self.reader, self.class_map, self.val_labels = root, name, class_map, val_labels
+        self.root, self.reader, self.class_map, self.val_labels = root, reader, class_map, val_labels
         self.splits = {"train": train_split, "val": None if val_split is None else str(val_split)}
         self.limits = {"train": train_limit, "val": val_limit}
         self.num_samples, self.augmentation = num_samples, augmentation
@@ -126,7 +126,7 @@ class ClassificationData(TaskData):
         split = self.splits["val"]
         if split is None or self.val_fraction is not None or self.val_labels is not None:
             return None
-        named = {"--data": self.root, "--split": split, "--data-name": self.reader}
+        named = {"--data": self.root, "--split": split, "--data-reader": self.reader}
         given = {name: value for name, value in named.items() if value and (name, value) != _OWN_SPLIT}
         return " ".join(f"{name} {shlex.quote(value)}" for name, value in given.items())
 
@@ -151,7 +151,7 @@ class ClassificationData(TaskData):
                 self.root,
                 split=split,
                 or_root=part == "train" and (self.val_fraction is not None or self.splits["val"] is None),
-                name=self.reader,
+                reader=self.reader,
                 channels=self.task.in_chans,
                 training=part == "train",
                 class_map=class_map,

@@ -167,7 +167,7 @@ def labelled(model: LoadedModel, request: Request) -> Labelled:
         request.root,
         split="validation" if request.split is None else request.split,
         or_root=request.split is None,
-        name=request.reader,
+        reader=request.reader,
         channels=model.data_config["input_size"][0],
         class_map=request.class_map,
         labels=request.labels,

@@ -69,8 +69,8 @@ class Classification(Task):
         num_classes: classes. null: those of the data.
         in_chans: channels of the images.
         pretrained: begin with the network's published weights (downloaded if they are not on this machine).
-        weights: begin with the weights of this file: a published checkpoint, or an exported model.safetensors. A
-            classifier of another number of classes is left out.
+        initial_checkpoint: begin with the weights of this file: a published checkpoint, or an exported
+            model.safetensors. A classifier of another number of classes is left out.
         new_classifier: leave out the file's classifier also where it has as many classes.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block. null: the network's own.
@@ -94,7 +94,7 @@ class Classification(Task):
         num_classes: int | None = None,
         in_chans: int = 3,
         pretrained: bool = False,
-        weights: str | None = None,
+        initial_checkpoint: str | None = None,
         new_classifier: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float | None = None,
@@ -125,7 +125,8 @@ class Classification(Task):
         check_range("model.drop_path_rate", drop_path_rate, 0, below=1)
         check_range("model.label_smoothing", label_smoothing, 0, 1)
         self.name, self.num_classes, self.in_chans = name, num_classes, in_chans
-        self.pretrained, self.weights, self.new_classifier = pretrained, weights, new_classifier
+        self.pretrained, self.initial_checkpoint = pretrained, initial_checkpoint
+        self.new_classifier = new_classifier
         self.model_args = dict(model_args or {})
         if drop_rate:
             self.model_args["drop_rate"] = drop_rate
@@ -180,8 +181,8 @@ class Classification(Task):
             self.note(
                 f"note: {self.name} begins with random weights: model.pretrained true takes those of the folder"
             )
-        if self.weights is not None:
-            self._load(network, self.weights)
+        if self.initial_checkpoint is not None:
+            self._load(network, self.initial_checkpoint)
         return network
 
     def _agree_with(self, data: ClassificationData) -> None:
@@ -221,24 +222,26 @@ class Classification(Task):
                 )
                 raise TrainingError(
                     f"model.pretrained asks for the published weights of {self.name}, and {why}. Expected false, or "
-                    "model.weights FILE"
+                    "model.initial_checkpoint FILE"
                 ) from error
             field = "model.model_args" if self.model_args else "model.name"
             raise TrainingError(f"{field}: {line}") from error
 
-    def _load(self, network: nn.Module, weights: str) -> None:
+    def _load(self, network: nn.Module, file: str) -> None:
         timm_network: Any = network
         classifier = timm_network.get_classifier()
         fresh = copy.deepcopy(classifier.state_dict())
-        report = load_checkpoint(network, weights, strict=False)
+        report = load_checkpoint(network, file, strict=False)
         if not report.all_but_classifier:
             raise TrainingError(
-                f"model.weights {weights!r} is not of {self.name}: expected a file that differs in its classifier, "
-                f"input channels or size of position embeddings at most.\n  {report}"
+                f"model.initial_checkpoint {file!r} is not of {self.name}: expected a file that differs in its "
+                f"classifier, input channels or size of position embeddings at most.\n  {report}"
             )
         if self.new_classifier:
             classifier.load_state_dict(fresh)
-        self.note(f"{weights}: {report}" + ("\n  the classifier begins anew" if self.new_classifier else ""))
+        self.note(
+            f"{file}: {report}" + ("\n  the classifier is re-initialised" if self.new_classifier else "")
+        )
 
     def description(self) -> dict[str, Any]:
         network: Any = self.network

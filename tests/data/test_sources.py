@@ -184,11 +184,11 @@ def write_mnist(root, n: int = 3) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_torchvision(channels, tmp_path):
     write_mnist(tmp_path)
-    source = open_dataset(tmp_path, split="train", name="torch/mnist", channels=channels)
+    source = open_dataset(tmp_path, split="train", reader="torch/mnist", channels=channels)
     assert contents(source) == [(0, 0), (1, 1), (2, 2)]
     assert source.image(0)[0].mode == {1: "L", 3: "RGB"}[channels]
     assert source.num_classes == 10 and source.class_names[3] == "3 - three"
-    assert contents(open_dataset(tmp_path, split="test", name="Torch/MNIST")) == [(2, 0), (1, 1), (0, 2)]
+    assert contents(open_dataset(tmp_path, split="test", reader="Torch/MNIST")) == [(2, 0), (1, 1), (0, 2)]
 
 
 def test_torchvisions_folder(tmp_path):
@@ -196,7 +196,7 @@ def test_torchvisions_folder(tmp_path):
     folder = write_folder(tmp_path / "val", each=2)
     (folder / "bee" / "2.jpg").write_bytes(BROKEN["empty.jpg"])
     (folder / "bee" / "3.png").write_bytes(odd_pictures()["grey16.png"])
-    source = open_dataset(tmp_path, split="validation", name="torch/image_folder")
+    source = open_dataset(tmp_path, split="validation", reader="torch/image_folder")
     assert source.class_names == ["ant", "bee"]
     assert reasons(source) == {"bee/2.jpg": "empty, or not an image"}
     assert np.array_equal(np.asarray(source.image(5)[0]), opened(odd_pictures()["grey16.png"]))
@@ -253,10 +253,10 @@ def test_a_class_without_validation_images_renumbers_nothing(tmp_path):
         ({"root": "arrays", "split": "train"}, "unknown split 'train'.* Valid: test"),
         ({"root": "images", "split": "empty"}, "holds no image"),
         ({"root": "images", "split": "bare"}, "bare holds no image"),
-        ({"root": "images", "name": "wsd/"}, "unknown reader 'wsd'. Did you mean 'wds'"),
-        ({"root": "images", "name": "wds/"}, "has no _info.json. Expected one"),
-        ({"root": "images", "name": "torch/mnist"}, "timm cannot read torch/mnist"),
-        ({"root": "images", "name": "torch/mnist", "channels": 13}, "1, 3 or 4 channels"),
+        ({"root": "images", "reader": "wsd/"}, "unknown reader 'wsd'. Did you mean 'wds'"),
+        ({"root": "images", "reader": "wds/"}, "has no _info.json. Expected one"),
+        ({"root": "images", "reader": "torch/mnist"}, "timm cannot read torch/mnist"),
+        ({"root": "images", "reader": "torch/mnist", "channels": 13}, "1, 3 or 4 channels"),
         ({"root": "images", "limit": 0}, "at least 1"),
         ({"root": "images", "class_map": "none.txt"}, "cannot read none.txt: No such file"),
         ({"root": "file.txt", "split": ""}, "neither a folder"),

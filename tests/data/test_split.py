@@ -87,7 +87,7 @@ def test_images_of_a_folder(tmp_path):
 
 
 def test_no_part_of_a_stream(tmp_path):
-    source = open_dataset(write_shards(tmp_path, {"train": numbered([4])}), split="train", name="wds/")
+    source = open_dataset(write_shards(tmp_path, {"train": numbered([4])}), split="train", reader="wds/")
     with pytest.raises(DataError, match=r"0\.1 cannot be split off a stream: expected the name"):
         split_off(source, 0.1, 0)
 

@@ -69,7 +69,8 @@ def _satisfies(version: str, wanted: str) -> bool:
     least = re.search(r">=\s*([\d.]+)", wanted)
 
     def numbers(text: str) -> list[int]:
-        return [int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", text)[0])]  # pyright: ignore
+        start = re.match(r"[\d.]*", text)
+        return [int(part) for part in re.findall(r"\d+", start[0] if start else "")]
 
     return least is None or numbers(version) >= numbers(least[1])
 

@@ -281,7 +281,8 @@ def _measure(
 
     amp = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     memory_format = torch.channels_last if args.channels_last else torch.preserve_format
-    loaded.network.to(device=device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]  untyped
+    network: Any = loaded.network  # torch types no memory_format beside a device
+    network.to(device, memory_format=memory_format)
     workers = min(4, os.cpu_count() or 1) if args.workers is None else args.workers
 
     def measure(size: int | None, also: Sequence[Metric] = ()) -> Result:
@@ -332,7 +333,8 @@ def _at_one_size(
             print(f"  {title:<9}  {as_text(name, value)}{unit}")
         print(f"  images     {result.images}" + (f", {result.skipped} skipped" if result.skipped else ""))
         print(f"  images/s   {result.images_per_second:.1f}, reading included")
-    _write(args, records)
+    if args.output is not None:
+        write_csv(args.output, records)
     if answers is None:
         return {"records": records, "broken": result.broken}
     from ganglion.analysis.confusion import Confusion
@@ -366,7 +368,8 @@ def _over_sizes(
         _print_line(args, cells, cells.values())
         rows.append(row)
         records.append(_record(row.size, row.result) | {"flops": row.flops, "paper_gflops": row.paper_flops})
-        _write(args, records)
+        if args.output is not None:
+            write_csv(args.output, records)
         if args.plot is not None:
             with replacing(args.plot) as temporary:
                 plot_resolutions(rows, f"{loaded.name} on {shown(args.data)}", temporary)
@@ -389,11 +392,6 @@ def _cells(row: SizeResult) -> dict[str, str]:
         "FLOPs G": f"{row.flops / 1e9:.4f}",
         "paper G": row.paper_flops or "-",
     }
-
-
-def _write(args: argparse.Namespace, records: Sequence[dict[str, Any]]) -> None:
-    if args.output is not None:
-        write_csv(args.output, records)
 
 
 def _print_line(args: argparse.Namespace, titles: Iterable[str], cells: Iterable[str]) -> None:

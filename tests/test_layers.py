@@ -1,8 +1,9 @@
-"""The floors of the house: no import points upwards, and none goes in a circle."""
+"""The floors of the house: no import points upwards, none goes in a circle, and no file is too long to be read."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ FLOORS = (
 )
 #: Below all floors: they import nothing but each other.
 GROUND = ("ganglion.errors", "ganglion.config", "ganglion.files", "ganglion.recipes")
+
+#: The longest file of Python, in lines. Kernels of an operator are one piece.
+LONGEST = 400
+KERNELS = ("ganglion/ops/triton/kernels.py",)
 
 
 def module_of(path: Path) -> str:
@@ -135,3 +140,14 @@ def test_what_the_test_sees(tmp_path, monkeypatch):
         AssertionError, match=r"ganglion\.ops\.low -> ganglion\.tasks\.high -> ganglion\.ops\.low"
     ):
         test_no_circles()
+
+
+def test_no_file_is_too_long():
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in listed}
+    assert {name: n for name, n in lines.items() if n > LONGEST and name not in KERNELS} == {}

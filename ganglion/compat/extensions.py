@@ -7,6 +7,8 @@ zero: `bwd` here scans again.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -192,7 +194,8 @@ def _gradients(
         leaf, *others = inputs
         assert leaf is not None
         # In dout's precision, so that a float32 gradient of a half u is not rounded first.
-        y = selective_scan(leaf.to(torch.promote_types(u.dtype, dout.dtype)), *others, delta_softplus)  # pyright: ignore
+        wide, scan = leaf.to(torch.promote_types(u.dtype, dout.dtype)), cast(Any, selective_scan)
+        y = scan(wide, *others, delta_softplus)
         assert isinstance(y, Tensor)
         found = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], dout.to(y.dtype)))
     return [None if t is None else next(found) for t in inputs]

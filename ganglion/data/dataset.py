@@ -103,6 +103,7 @@ class _Request:
 
     def create(self) -> Any:
         """timm's dataset. Raises DataError for what timm cannot open."""
+        class_map: Any = self.class_map  # timm takes any mapping, and says dict
         try:
             return create_dataset(
                 self.reader,
@@ -110,7 +111,7 @@ class _Request:
                 split=self.split,
                 search_split=False,
                 is_training=self.training,
-                class_map=self.class_map,  # pyright: ignore
+                class_map=class_map,
                 num_samples=self.num_samples,
             )
         except PermissionError:

@@ -123,6 +123,7 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
     """
     a, (channels, height, width) = augmentation, data_config["input_size"]
     mean, std = _statistics(data_config)
+    color_jitter: Any = a.color_jitter  # None, too
     if channels not in MODES and (a.auto_augment or a.color_jitter):
         raise DataError(
             f"augmentation: auto_augment and color_jitter need pictures, these images have {channels} channels"
@@ -138,7 +139,7 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
             ratio=a.ratio,
             hflip=a.hflip,
             vflip=a.vflip,
-            color_jitter=a.color_jitter,  # pyright: ignore
+            color_jitter=color_jitter,
             auto_augment=a.auto_augment,
             interpolation=a.interpolation,
             mean=mean,
@@ -204,7 +205,8 @@ class _NotTooLong:
         if max(width, height) <= most * narrow:
             return image
         kept = max(1, int(_LONGEST * narrow))
-        return F.center_crop(image, [min(height, kept), min(width, kept)])  # pyright: ignore
+        crop: Any = F.center_crop
+        return crop(image, [min(height, kept), min(width, kept)])
 
 
 def _geometry(a: Augmentation, height: int, width: int) -> list[Any]:

@@ -95,7 +95,8 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode != "zeros":
             return self._conv_forward(x, self.weight, self.bias)
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # pyright: ignore
+        # The padding is numbers, and torch's class may hold words.
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # pyright: ignore[reportArgumentType]
 
 
 class ResidualDWConv(DepthwiseConv2d):
@@ -107,7 +108,8 @@ class ResidualDWConv(DepthwiseConv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode != "zeros":
             return x + self._conv_forward(x, self.weight, self.bias)
-        return residual_conv2d(x, self.weight, self.bias, self.padding, self.dilation)  # pyright: ignore
+        # The padding is numbers, and torch's class may hold words.
+        return residual_conv2d(x, self.weight, self.bias, self.padding, self.dilation)  # pyright: ignore[reportArgumentType]
 
 
 @torch.fx.wrap

@@ -38,9 +38,10 @@ class WindowAttention2d(Mixer):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(dim, 3 * dim, in_proj, **dd)
         self.window, self.shift = window, shift
-        self.attention = WindowAttention(dim, num_heads=heads, window_size=window, **dd)
+        attention: Any = WindowAttention(dim, num_heads=heads, window_size=window, **dd)
         # The projection acts on the whole map, before it is cut into windows.
-        self.attention.qkv = nn.Identity()  # pyright: ignore
+        attention.qkv = nn.Identity()
+        self.attention: WindowAttention = attention
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""

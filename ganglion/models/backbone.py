@@ -25,6 +25,9 @@ from ..layers.emulation import Float32Products, emulated
 from .connections import STAGE_INPUT, Plan
 from .official import current_name
 
+#: torch.jit.ignore as a bare decorator, which its types do not know: TorchScript leaves the method out.
+no_script: Any = torch.jit.ignore
+
 
 class Stage(nn.Module):
     """Downsampling, then the blocks, each of which reads the earlier features that the plan names."""
@@ -251,12 +254,12 @@ class Backbone(nn.Module):
         self.register_load_state_dict_pre_hook(_rename)
         self.register_load_state_dict_post_hook(_restore_buffers)
 
-    @torch.jit.ignore  # pyright: ignore
+    @no_script
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay besides one-dimensional ones, as published."""
         return {name for name, _ in self.named_parameters() if name.startswith("pos_embed")}
 
-    @torch.jit.ignore  # pyright: ignore
+    @no_script
     def group_matcher(self, coarse: bool = False) -> dict:
         """Layer groups, for layer-wise learning-rate decay."""
         return {
@@ -267,14 +270,15 @@ class Backbone(nn.Module):
             + [(r"^norm|^out_norms", (99999,))],
         }
 
-    @torch.jit.ignore  # pyright: ignore
+    @no_script
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # pyright: ignore
+        stages: Any = self.stages
+        for stage in stages:
+            stage.grad_checkpointing = enable
 
-    @torch.jit.ignore  # pyright: ignore
+    @no_script
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head.fc

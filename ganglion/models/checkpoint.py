@@ -198,7 +198,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 def _obstacle(tensor: Tensor) -> str | None:
     """What keeps values from being copied from or to a tensor, None if nothing."""
     kind = type(tensor)
-    wrapped = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
+    wrapped = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]  not in stubs
     if wrapped or is_lazy(tensor):
         return f"a {kind.__name__}"
     if tensor.is_nested:

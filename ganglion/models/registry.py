@@ -7,7 +7,6 @@ import inspect
 from typing import Any, TypeVar
 
 import timm
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg
 from timm.models._features import FeatureGetterNet
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..config import override
 from ..errors import unknown
-from .backbone import Backbone
+from .backbone import Backbone, no_script
 from .checkpoint import checkpoint_filter_fn
 
 Network = TypeVar("Network", bound=Backbone)
@@ -32,7 +31,7 @@ class Pyramid(FeatureGetterNet):
     """timm's `features_only=True` form, with a result that TorchScript knows, and gradient checkpointing."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = self.model.forward_intermediates(  # pyright: ignore
+        maps = self.model.forward_intermediates(  # pyright: ignore[reportCallIssue]  TorchScript takes no Any
             x,
             indices=self.out_indices,
             norm=self.norm,
@@ -42,10 +41,11 @@ class Pyramid(FeatureGetterNet):
         assert isinstance(maps, list)
         return maps
 
-    @torch.jit.ignore  # pyright: ignore
+    @no_script
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As the network's."""
-        self.model.set_grad_checkpointing(enable)  # pyright: ignore
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
 
 
 def default_cfg(**kwargs: Any) -> dict[str, Any]:

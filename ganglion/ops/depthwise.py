@@ -30,7 +30,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     `F.conv2d`; gradients are faster in the cases that `uses_kernel` names.
     """
     if uses_kernel(x, weight, bias):
-        return _DepthwiseConv2d.apply(x, weight, bias)  # pyright: ignore
+        conv: Any = _DepthwiseConv2d
+        return conv.apply(x, weight, bias)
     return _conv2d(x, weight, bias)
 
 
@@ -163,8 +164,9 @@ class _DepthwiseConv2d(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         return _conv2d(x, weight, bias)
 
+    # torch declares any number of gradients; there is one.
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         x_needs, weight_needs, bias_needs = ctx.needs_input_grad
         channels, kernel_size = weight.shape[0], weight.shape[-1]

@@ -109,7 +109,8 @@ def _each(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
         raise TypeError(
             f"images is a {type(images).__name__}: expected an image, such as a path, or a list of images"
         )
-    return [images] if single else images  # pyright: ignore
+    many: Any = [images] if single else images
+    return many
 
 
 def _transformed(

@@ -124,7 +124,8 @@ def build_optimizer(
     if fused and config.name in ("adam", "adamw", "sgd"):
         extra["fused"] = True
 
-    undecayed: Collection[str] = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()  # pyright: ignore
+    timm_network: Any = network
+    undecayed: Collection[str] = timm_network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
     if config.decay == "corrected":
         undecayed = {*undecayed, *_SCALES}
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ganglion.analysis.complexity import activation_memory, complexity, missing_formulas
+from ganglion.analysis.complexity import activation_memory, complexity
+from ganglion.analysis.flop_formulas import missing_formulas
 from ganglion.layers.block import IdentityScale
 from ganglion.layers.ss2d import SS2D
 from ganglion.ops import pattern, scan2d

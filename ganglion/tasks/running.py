@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ..data import DataError
 from ..errors import unknown
 from ..models import CheckpointError
+from ..recipes import renamed
 from ..training.checkpoints import AtomicCheckpointIO, checkpoint_path, newest_good, read_checkpoint
 from ..training.data import TaskData
 from ..training.errors import TrainingError
@@ -195,7 +196,7 @@ def _changed(path: Path, config: str, defaults: str) -> list[str]:
     """The settings of a recorded recipe that differ from those of another, each with both values. What an earlier
     version did not know has its default there."""
     try:
-        recorded = yaml.safe_load(path.read_text())
+        recorded = renamed(yaml.safe_load(path.read_text()), str(path))
     except FileNotFoundError:
         return []
     except (OSError, ValueError, yaml.YAMLError) as error:

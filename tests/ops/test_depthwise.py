@@ -295,14 +295,15 @@ def test_arguments_that_keep_pytorch():
 
 def test_which_convolutions_are_depthwise():
     weight = torch.empty(8, 1, 3, 3)
-    assert is_depthwise(weight, [1, 1], [1, 1], 8)
-    assert is_depthwise(weight, (1, 1), (1, 1), 8)
-    assert not is_depthwise(weight, [2, 2], [1, 1], 8)
-    assert not is_depthwise(weight, [1, 1], [0, 0], 8)
-    assert not is_depthwise(weight, [1, 1], [1, 1], 4)
-    assert not is_depthwise(torch.empty(8, 2, 3, 3), [1, 1], [1, 1], 8)
-    assert not is_depthwise(torch.empty(8, 1, 3, 5), [1, 1], [1, 1], 8)
-    assert not is_depthwise(torch.empty(8, 1, 2, 2), [1, 1], [1, 1], 8)
+    assert is_depthwise(weight, [1, 1], [1, 1], [1, 1], 8)
+    assert is_depthwise(weight, (1, 1), (1, 1), [1, 1], 8)
+    assert not is_depthwise(weight, [2, 2], [1, 1], [1, 1], 8)
+    assert not is_depthwise(weight, [1, 1], [0, 0], [1, 1], 8)
+    assert not is_depthwise(weight, [1, 1], [1, 1], [1, 1], 4)
+    assert not is_depthwise(weight, [1, 1], [1, 1], [2, 2], 8)
+    assert not is_depthwise(torch.empty(8, 2, 3, 3), [1, 1], [1, 1], [1, 1], 8)
+    assert not is_depthwise(torch.empty(8, 1, 3, 5), [1, 1], [1, 1], [1, 1], 8)
+    assert not is_depthwise(torch.empty(8, 1, 2, 2), [1, 1], [1, 1], [1, 1], 8)
 
 
 @pytest.mark.parametrize(
@@ -312,9 +313,9 @@ def test_which_convolutions_are_depthwise():
 )
 def test_other_convolutions_are_those_of_pytorch(arguments, calls):
     inner, outer, kernel_size, stride, padding, groups = arguments
-    layer = basic.Conv2d(inner, outer, kernel_size, stride=stride, padding=padding, groups=groups)
+    layer = nn.Conv2d(inner, outer, kernel_size, stride=stride, padding=padding, groups=groups)
     x = normal(2, inner, 6, 6)
-    y = layer(x)
+    y = basic.conv2d(x, layer.weight, layer.bias, [stride] * 2, [padding] * 2, [1, 1], groups)
     y.sum().backward()
     assert calls == []
     assert torch.equal(y, F.conv2d(x, layer.weight, layer.bias, stride, padding, groups=groups))

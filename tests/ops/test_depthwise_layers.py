@@ -27,7 +27,7 @@ calls = test_depthwise.calls
 
 
 def layers() -> dict[str, nn.Module]:
-    return {"conv": basic.Conv2d(8, 8, 5, padding=2, groups=8), "residual": basic.ResidualDWConv(8)}
+    return {"conv": basic.DepthwiseConv2d(8, 5), "residual": basic.ResidualDWConv(8)}
 
 
 @pytest.mark.parametrize("name", layers())
@@ -66,7 +66,7 @@ def test_graphs_contain_plain_convolutions(name):
 
     symbolic = torch.fx.symbolic_trace(layer)
     functions = [node.target for node in symbolic.graph.nodes if node.op == "call_function"]
-    assert functions == [basic.conv2d if name == "conv" else basic.residual_depthwise]
+    assert functions == [basic.conv2d if name == "conv" else basic.residual_conv2d]
 
     for graph in (torch.jit.script(layer).inlined_graph, torch.jit.trace(layer, x).inlined_graph):
         kinds = [node.kind() for node in graph.nodes()]
@@ -81,7 +81,7 @@ def test_graphs_contain_plain_convolutions(name):
 
 
 def test_compiled_gradients_equal_eager_ones():
-    layer, x = basic.Conv2d(8, 8, 5, padding=2, groups=8), normal(2, 8, 5, 7)
+    layer, x = basic.DepthwiseConv2d(8, 5), normal(2, 8, 5, 7)
     grads = []
     for call in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
         layer.zero_grad()

@@ -8,13 +8,37 @@ from __future__ import annotations
 
 from typing import Any
 
+import timm.models.swin_transformer
 import torch
 import torch.fx
 import torch.nn.functional as F
-from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from .mixer import Mixer
+
+
+class WindowAttention(timm.models.swin_transformer.WindowAttention):
+    """timm's attention without its input projection: (windows, area, 3 C) to (windows, area, C).
+
+    The products are calls of `torch.matmul`. The operator `@` is another one to tools that count operations by putting
+    a function of theirs in its place, as ptflops does: they would leave out a third of a small network.
+    """
+
+    def __init__(self, dim: int, heads: int, window: int, *, device=None, dtype=None):
+        super().__init__(dim, num_heads=heads, window_size=window, device=device, dtype=dtype)
+        # The projection acts on the whole map, before it is cut into windows.
+        itself: Any = self  # timm's type of it is that of a linear layer
+        itself.qkv = nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x: queries, keys and values. mask: (n, area, area), added to the scores of every n windows in turn."""
+        windows, area, _ = x.shape
+        q, k, v = x.reshape(windows, area, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = torch.matmul(q * self.scale, k.transpose(-2, -1)) + self._get_rel_pos_bias()
+        if mask is not None:
+            scores = (scores.unflatten(0, [-1, mask.shape[0]]) + mask[:, None]).flatten(0, 1)
+        y = torch.matmul(self.attn_drop(self.softmax(scores)), v)
+        return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
 
 
 class WindowAttention2d(Mixer):
@@ -38,10 +62,7 @@ class WindowAttention2d(Mixer):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(dim, 3 * dim, in_proj, **dd)
         self.window, self.shift = window, shift
-        attention: Any = WindowAttention(dim, num_heads=heads, window_size=window, **dd)
-        # The projection acts on the whole map, before it is cut into windows.
-        attention.qkv = nn.Identity()
-        self.attention: WindowAttention = attention
+        self.attention = WindowAttention(dim, heads, window, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""

@@ -68,12 +68,18 @@ def default_cfg(**kwargs: Any) -> dict[str, Any]:
 def build(network: type[Network], variant: str, pretrained: bool, config: Any, **kwargs: Any) -> Network:
     """The network named `variant`. Fields of its configuration among `kwargs` override those of `config`.
 
-    Raises TypeError, naming the nearest right ones, for arguments that neither the configuration nor the network has.
+    Raises TypeError, naming the nearest right ones, for arguments that neither the configuration nor the network has,
+    and ValueError for a `feature_cls` that would leave out the network's `out_norms`.
     """
     own = {field.name for field in dataclasses.fields(config)}
     own |= inspect.signature(network.__init__).parameters.keys() - {"self", "config"}
     for name in kwargs.keys() - own - _TIMMS:
         raise TypeError(f"{variant}: {unknown('argument', name, own)}")
+    if kwargs.get("features_only") and kwargs.get("out_norms") and not _asks_the_network(kwargs):
+        raise ValueError(
+            f"{variant}: feature_cls={kwargs['feature_cls']!r} gives the maps of the stages without out_norms: expected"
+            " 'getter', or none"
+        )
     return build_model_with_cfg(
         network,
         variant,
@@ -83,6 +89,14 @@ def build(network: type[Network], variant: str, pretrained: bool, config: Any, *
         config=override(config, kwargs),
         **kwargs,
     )
+
+
+def _asks_the_network(kwargs: dict[str, Any]) -> bool:
+    """Whether the pyramid is the network's own `forward_intermediates`, not the outputs of its stages."""
+    kind = kwargs.get("feature_cls", Pyramid)
+    if isinstance(kind, str):
+        return kind.lower() == "getter"
+    return isinstance(kind, type) and issubclass(kind, FeatureGetterNet)
 
 
 def is_own(name: str) -> bool:

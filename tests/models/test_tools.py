@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import timm
 import torch
+from timm.models import FeatureListNet
 from timm.utils import reparameterize_model
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.utils import _reverse_repeat_tuple
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ganglion.layers import emulation
 from ganglion.layers.basic import DepthwiseConv2d, PatchMerging, ResidualDWConv, patches
@@ -85,6 +88,16 @@ def test_a_block_can_be_replaced_by_what_takes_one_argument(model):
     assert n_args == 1
 
 
+def test_ptflops_agrees_with_torch(model):
+    ptflops = pytest.importorskip("ptflops")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image(64, 64, batch=1))
+    macs, _ = ptflops.get_model_complexity_info(
+        model, (3, 64, 64), as_strings=False, print_per_layer_stat=False, backend="pytorch", ost=io.StringIO()
+    )
+    assert macs == pytest.approx(counter.get_total_flops() / 2, rel=0.2)
+
+
 @pytest.mark.parametrize("kind", [DepthwiseConv2d, ResidualDWConv])
 def test_convolutions_heed_their_padding_mode(model, kind):
     x = image(64, 48)
@@ -117,6 +130,24 @@ def test_pyramids_of_every_kind_and_their_scripts(name):
         found = timm.create_model(name, features_only=True, feature_cls=kind).eval()(x)
         for a, b in zip(found.values() if isinstance(found, dict) else found, expected, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "hook", "fx", FeatureListNet])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pyramids_that_would_drop_the_norms_of_their_maps_are_refused(name, kind):
+    with pytest.raises(ValueError, match="without out_norms: expected 'getter', or none"):
+        timm.create_model(name, features_only=True, out_norms=True, feature_cls=kind)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pyramids_of_the_network_keep_the_norms_of_their_maps(name):
+    for kind in ({}, {"feature_cls": "getter"}):
+        pyramid = timm.create_model(name, features_only=True, out_norms=True, **kind).eval()
+        with torch.no_grad():
+            maps = pyramid(image(64, 48))
+        assert len(maps) == 4
+        for y in maps:  # the norms' weights are ones
+            torch.testing.assert_close(y.mean(1), torch.zeros_like(y[:, 0]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -186,7 +186,7 @@ class FitCLI(LightningCLI):
                 task,
                 self.data,
                 folder=folder,
-                config=self._dump(self.config),
+                config=self._dump(),
                 defaults=self._dump(self.parser.get_defaults()),
                 tell=_tell,
                 task_folder=self._task,
@@ -205,8 +205,9 @@ class FitCLI(LightningCLI):
         assert isinstance(self.datamodule, TaskData)
         return self.datamodule
 
-    def _dump(self, config: Namespace) -> str:
-        config = _plain(config.clone())
+    def _dump(self, config: Namespace | None = None) -> str:
+        """As YAML; the recipe of this run where no other is given."""
+        config = _plain((self.config if config is None else config).clone())
         config.pop("config", None)
         config.pop("resume", None)
         config.pop("allow_code", None)  # never a recipe's to say

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +31,9 @@ def _scan_macs(pixels: int, channels: int, d_state: int) -> int:
 
 @register_flop_formula(torch.ops.ganglion.scan2d)
 def _scan2d_flop(x, proj, dt_weight, dt_bias, A, D, routes, *args, out_shape=None, **kwargs) -> int:
-    batch, height, width, channels = x
+    *axes, channels = x
     n_routes, _, rank = dt_weight
-    pixels = batch * height * width * n_routes
+    pixels = math.prod(axes) * n_routes
     return 2 * (_scan_macs(pixels, channels, A[2]) + pixels * channels * rank)
 
 

@@ -169,16 +169,17 @@ class SS2D(Mixer):
         start, stop = first * self.d_inner, last * self.d_inner
         A = -torch.exp(at_least_float32(self.A_logs[start:stop]))
         y, _ = torch.ops.ganglion.scan2d(
-            x.to(proj.dtype).unflatten(1, [height, width]),
-            proj.unflatten(1, [height, width]),
+            x.to(proj.dtype),
+            proj,
             at_least_float32(self.dt_projs_weight[first:last]),
             at_least_float32(self.dt_projs_bias[first:last]),
             A.view(n_routes, self.d_inner, self.d_state),
             at_least_float32(self.Ds[start:stop]).view(n_routes, self.d_inner),
             self.routes[first:last],
             self.backend,
+            [height, width],
         )
-        return y.flatten(1, 2)
+        return y
 
     def _cascade_scan(self, x: Tensor, height: int, width: int) -> Tensor:
         """Rows, then columns, each in both directions and normalised first (VMamba, Table 5).

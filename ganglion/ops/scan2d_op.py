@@ -84,36 +84,48 @@ def _forward(
     D: Tensor | None,
     routes: Sequence[int],
     backend: str,
+    size: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`scan2d` with routes as codes. Returns y and carry (B, K * ceil(L / CHUNK) * N * D): the state of each walk
-    before every CHUNK-th step."""
-    check(x, proj, dt_weight, dt_bias, A, D, routes)
+    before every CHUNK-th step.
+
+    size: H and W, for x, proj and y as tokens, (B, L, ...). Networks call it so: of tokens, `torch.compile` keeps for
+    the backward pass what is contiguous, whereas it takes H of a (B, H, W, D) for channels.
+    """
+    check(x, proj, dt_weight, dt_bias, A, D, routes, size)
     if x.numel() == 0:
-        return _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend)
+        return _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend, size)
     module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
-    return module.forward(
-        x.contiguous(),
-        proj.contiguous(),
+    y, carry = module.forward(
+        _map(x, size).contiguous(),
+        _map(proj, size).contiguous(),
         dt_weight.contiguous(),
         dt_bias.contiguous(),
         A.contiguous(),
         None if D is None else D.contiguous(),
         routes,
     )
+    return y.reshape(x.shape), carry
 
 
-def _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend):
-    check(x, proj, dt_weight, dt_bias, A, D, routes)
-    batch, height, width, channels = x.shape
+def _map(x: Tensor, size: Sequence[int] | None) -> Tensor:
+    """x as (B, H, W, ...)."""
+    return x if size is None else x.unflatten(1, size)
+
+
+def _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend, size=None):
+    check(x, proj, dt_weight, dt_bias, A, D, routes, size)
+    batch, height, width, channels = _map(x, size).shape
     # One axis, as programs with dynamic sizes hold for one answer to whether an axis is 1, and ceil(L / CHUNK) may be.
     chunks = (height * width + CHUNK - 1) // CHUNK
     carry = x.new_empty((batch, chunks * (A.shape[0] * A.shape[2] * channels)), dtype=dt_weight.dtype)
     return x.new_empty(x.shape), carry
 
 
-def _plain_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend):
-    check(x, proj, dt_weight, dt_bias, A, D, routes)
-    return plain.forward(x, proj, dt_weight, dt_bias, A, D, routes)
+def _plain_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend, size=None):
+    check(x, proj, dt_weight, dt_bias, A, D, routes, size)
+    y, carry = plain.forward(_map(x, size), _map(proj, size), dt_weight, dt_bias, A, D, routes)
+    return y.reshape(x.shape), carry
 
 
 def _backward(
@@ -127,16 +139,17 @@ def _backward(
     carry: Tensor,
     routes: Sequence[int],
     backend: str,
+    size: Sequence[int] | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, proj, dt_weight, dt_bias, A and D (empty if D is None)."""
     if x.numel() == 0:
         grads = [torch.zeros_like(t) for t in (x, proj, dt_weight, dt_bias, A)]
         return (*grads, A.new_zeros(0 if D is None else D.shape))
     module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
-    *grads, grad_D = module.backward(
-        grad_y.to(x.dtype).contiguous(),
-        x.contiguous(),
-        proj.contiguous(),
+    grad_x, grad_proj, *grads, grad_D = module.backward(
+        _map(grad_y.to(x.dtype), size).contiguous(),
+        _map(x, size).contiguous(),
+        _map(proj, size).contiguous(),
         dt_weight.contiguous(),
         dt_bias.contiguous(),
         A.contiguous(),
@@ -144,28 +157,31 @@ def _backward(
         carry,
         routes,
     )
-    return (*grads, A.new_empty(0) if grad_D is None else grad_D)
+    grad_D = A.new_empty(0) if grad_D is None else grad_D
+    return (grad_x.reshape(x.shape), grad_proj.reshape(proj.shape), *grads, grad_D)
 
 
-def _fake_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend):
+def _fake_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend, size=None):
     grads = [t.new_empty(t.shape) for t in (x, proj, dt_weight, dt_bias, A)]
     return (*grads, A.new_empty(0 if D is None else D.shape))
 
 
-def _plain_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend):
-    grads = plain.backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes)
-    return tuple(A.new_zeros(0) if grad is None else grad for grad in grads)
+def _plain_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend, size=None):
+    maps = (_map(t, size) for t in (grad_y, x, proj))
+    grad_x, grad_proj, *grads = plain.backward(*maps, dt_weight, dt_bias, A, D, carry, routes)
+    grads = [A.new_zeros(0) if grad is None else grad for grad in grads]
+    return (grad_x.reshape(x.shape), grad_proj.reshape(proj.shape), *grads)
 
 
 def _gradient(grads, args, records):
-    *tensors, routes, backend = args
-    *found, grad_D = torch.ops.ganglion.scan2d_backward(grads[0], *tensors, *records, routes, backend)
+    tensors, rest = args[:6], args[6:]
+    *found, grad_D = torch.ops.ganglion.scan2d_backward(grads[0], *tensors, *records, *rest)
     return (*found, None if tensors[-1] is None else grad_D)
 
 
 define(
     "scan2d",
-    f"({_ARGUMENTS}, SymInt[] routes, str backend) -> (Tensor, Tensor)",
+    f"({_ARGUMENTS}, SymInt[] routes, str backend, SymInt[]? size=None) -> (Tensor, Tensor)",
     tensors=6,
     kernel=_forward,
     fake=_fake_forward,
@@ -176,7 +192,7 @@ define(
 )
 define(
     "scan2d_backward",
-    f"(Tensor grad_y, {_ARGUMENTS}, Tensor carry, SymInt[] routes, str backend)"
+    f"(Tensor grad_y, {_ARGUMENTS}, Tensor carry, SymInt[] routes, str backend, SymInt[]? size=None)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tensors=8,
     kernel=_backward,
@@ -193,15 +209,20 @@ def check(
     A: Tensor,
     D: Tensor | None,
     routes: Sequence[int],
+    size: Sequence[int] | None = None,
 ) -> None:
     """Raise ValueError or TypeError, naming the argument, unless the arguments of `scan2d` fit together."""
-    if x.ndim != 4:
+    if size is None and x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, H, W, D)")
+    if size is not None and (len(size) != 2 or x.ndim != 3 or x.shape[1] != size[0] * size[1]):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, size is {list(size)}: expected (B, H * W, D) and [H, W]"
+        )
     if dt_weight.ndim != 3 or A.ndim != 3:
         raise ValueError(
             f"dt_weight has shape {tuple(dt_weight.shape)}, A {tuple(A.shape)}: expected (K, D, R) and (K, D, N)"
         )
-    batch, height, width, channels = x.shape
+    channels = x.shape[-1]
     n_routes, rank, state = len(routes), dt_weight.shape[2], A.shape[2]
     if n_routes == 0:
         raise ValueError("routes is empty: expected at least one Route")
@@ -216,7 +237,7 @@ def check(
         raise TypeError(f"x has dtype {dtype}: expected one of {', '.join(map(str, _FLOATS))}")
     work = torch.float64 if dtype == torch.float64 else torch.float32
     for name, tensor, shape, expected in (
-        ("proj", proj, (batch, height, width, n_routes * (rank + 2 * state)), dtype),
+        ("proj", proj, (*x.shape[:-1], n_routes * (rank + 2 * state)), dtype),
         ("dt_weight", dt_weight, (n_routes, channels, rank), work),
         ("dt_bias", dt_bias, (n_routes, channels), work),
         ("A", A, (n_routes, channels, state), work),

@@ -267,3 +267,13 @@ def test_names_of_an_earlier_version_load():
     assert old.keys() != model.state_dict().keys()
     model.load_state_dict(old)
     assert not any(p.any() for p in model.parameters())
+
+
+def test_no_map_with_the_channels_last_is_kept_for_the_backward_pass(model):
+    """`torch.compile` would lay it out with H innermost. Tokens, and (B, C, H, W), keep their memory."""
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model.train()(image(64, 96, batch=3))
+    sides = [(64 // stride, 96 // stride) for stride in (4, 8, 16, 32)]
+    assert any(t.ndim == 4 and t.shape[2:] in sides for t in kept)
+    assert [t.shape for t in kept if t.ndim == 4 and t.shape[1:3] in sides and t.shape[3] > 1] == []

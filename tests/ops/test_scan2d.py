@@ -172,6 +172,34 @@ def test_inputs_need_not_be_contiguous(backend):
     check(strided, pattern("cross2d"), backend)
 
 
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_tokens_are_scanned_as_the_map_of_their_size(backend, skip):
+    tensors = inputs(batch=2, height=3, width=5)
+    if not skip:
+        tensors[-1] = None
+    tokens = [t.detach().flatten(1, 2).requires_grad_() for t in tensors[:2]] + tensors[2:]
+    codes = [route.code for route in pattern("cross2d")]
+    y, carry = torch.ops.ganglion.scan2d(*tensors, codes, backend)
+    found, found_carry = torch.ops.ganglion.scan2d(*tokens, codes, backend, [3, 5])
+    assert torch.equal(found, y.flatten(1, 2)) and torch.equal(found_carry, carry)
+    cotangent = torch.randn(y.shape)
+    grads = torch.autograd.grad(y, [t for t in tensors if t is not None], cotangent)
+    found = torch.autograd.grad(found, [t for t in tokens if t is not None], cotangent.flatten(1, 2))
+    assert all(torch.equal(a, b.view(a.shape)) for a, b in zip(grads, found, strict=True))
+    torch.library.opcheck(torch.ops.ganglion.scan2d, (*tokens, codes, backend, [3, 5]))
+
+
+def test_tokens_that_are_not_a_map_of_that_size_are_refused():
+    tensors = inputs(batch=1, height=3, width=5)
+    tokens = [t.flatten(1, 2) for t in tensors[:2]] + tensors[2:]
+    for size in ([3, 4], [15], [1, 3, 5]):
+        with pytest.raises(ValueError, match=r"expected \(B, H \* W, D\) and \[H, W\]"):
+            torch.ops.ganglion.scan2d(*tokens, [0, 1, 6, 7], "torch", size)
+    with pytest.raises(ValueError, match=r"expected \(B, H, W, D\)"):
+        torch.ops.ganglion.scan2d(*tokens, [0, 1, 6, 7], "torch")
+
+
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 def test_two_runs_are_equal(backend):
     tensors, cotangent = inputs(height=13, width=11), torch.ones(2, 13, 11, 6)

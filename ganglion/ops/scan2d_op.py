@@ -167,10 +167,10 @@ def _fake_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, bac
 
 
 def _plain_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend, size=None):
-    maps = (_map(t, size) for t in (grad_y, x, proj))
-    grad_x, grad_proj, *grads = plain.backward(*maps, dt_weight, dt_bias, A, D, carry, routes)
+    maps = _map(grad_y, size), _map(x, size), _map(proj, size)
+    grads = plain.backward(*maps, dt_weight, dt_bias, A, D, carry, routes)
     grads = [A.new_zeros(0) if grad is None else grad for grad in grads]
-    return (grad_x.reshape(x.shape), grad_proj.reshape(proj.shape), *grads)
+    return (grads[0].reshape(x.shape), grads[1].reshape(proj.shape), *grads[2:])
 
 
 def _gradient(grads, args, records):

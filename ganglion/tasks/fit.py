@@ -207,7 +207,9 @@ class FitCLI(LightningCLI):
 
     def _dump(self, config: Namespace | None = None) -> str:
         """As YAML; the recipe of this run where no other is given."""
-        config = _plain((self.config if config is None else config).clone())
+        dumped: Any = self.config if config is None else config
+        config = _plain(dumped.clone())
+        assert config is not None
         config.pop("config", None)
         config.pop("resume", None)
         config.pop("allow_code", None)  # never a recipe's to say

@@ -60,9 +60,28 @@ def check(backend: str, size: str) -> None:
             torch.testing.assert_close(found[finite].double(), expected[name][finite], rtol=1e-4, atol=1e-4)
 
 
+def check_sums(backend: str) -> None:
+    """An infinite B or C times a channel that does not exist is NaN, and enters no sum over channels."""
+    args = inputs(batch=1, groups=1, channels=1, length=9, without=("z", "D", "initial_state"), dtype=torch.float32)
+    args = {name: t.detach() if name == "A" else t.detach().abs() for name, t in args.items()}
+    grads = (torch.ones(1, 1, 9), torch.zeros(1, 1, 2))
+    for place, other in (("B", "C"), ("C", "B")):
+        here = {name: t.clone() for name, t in args.items()}
+        here[place][0, 0, 0, 4] = torch.inf
+        leaves = {name: t.requires_grad_() for name, t in here.items()}
+        expected = run(selective_scan_reference, exact(leaves), grads)[other]
+        assert expected.isinf().any() and not expected.isnan().any()
+        found = run(selective_scan, leaves, grads, backend=backend)[other]
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_torch_backend(size):
     check("torch", size)
+
+
+def test_sums_of_the_torch_backend():
+    check_sums("torch")
 
 
 @pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}")
@@ -70,3 +89,9 @@ def test_torch_backend(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_cpu_backend(size):
     check("cpu", size)
+
+
+@pytest.mark.skipif(cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}")
+@pytest.mark.usefixtures("isa", "poison")
+def test_sums_of_the_cpu_backend():
+    check_sums("cpu")

@@ -322,7 +322,7 @@ def test_the_launches_fit_the_kernels(batch, monkeypatch):
 
     run = jit.JITFunction.run
     monkeypatch.setattr(jit.JITFunction, "run", warm_up)
-    monkeypatch.setattr(launch, "_processors", lambda device: 132)
+    monkeypatch.setattr(launch, "processors", lambda device: 132)
     monkeypatch.setattr(launch, "on_device", lambda x: contextlib.nullcontext())
     monkeypatch.setattr(type(driver), "active", Absent())
     half = {"dtype": torch.float16, "device": "meta"}

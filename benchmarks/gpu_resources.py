@@ -123,13 +123,7 @@ def compile_kernel(
 
 def resources(name: str, target: str, *, dtype: torch.dtype = torch.float16, **shape: int) -> Resources:
     """Compile a kernel and read what it takes."""
-    compiled = compile_kernel(name, target, dtype=dtype, **shape)
-    if target.startswith("sm_"):
-        registers, spills = _cubin_resources(compiled.asm["cubin"])
-    else:
-        text = compiled.asm["amdgcn"]
-        registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text).group(1))
-        spills = 4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text).group(1))
+    registers, spills, shared = taken(compile_kernel(name, target, dtype=dtype, **shape), target)
     return Resources(
         kernel=name,
         target=target,
@@ -138,8 +132,19 @@ def resources(name: str, target: str, *, dtype: torch.dtype = torch.float16, **s
         dtype=_DTYPES[dtype],
         registers=registers,
         spills=spills,
-        shared=compiled.metadata.shared,
+        shared=shared,
     )
+
+
+def taken(compiled, target: str) -> tuple[int, int, int]:
+    """Registers, spills and shared memory of a compiled kernel."""
+    if target.startswith("sm_"):
+        registers, spills = _cubin_resources(compiled.asm["cubin"])
+    else:
+        text = compiled.asm["amdgcn"]
+        registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text).group(1))
+        spills = 4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text).group(1))
+    return registers, spills, compiled.metadata.shared
 
 
 def _cubin_resources(cubin: bytes) -> tuple[int, int]:

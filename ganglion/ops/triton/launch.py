@@ -76,7 +76,7 @@ def tiling(
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     if device.type == "xpu":
@@ -84,7 +84,12 @@ def _processors(device: torch.device) -> int:
     return 1
 
 
-def _precision(dtype: torch.dtype, backend: str) -> str:
+def backend_of(x: Tensor) -> str:
+    """The name of the compiler's backend for the device of x."""
+    return "hip" if torch.version.hip else x.device.type
+
+
+def precision(dtype: torch.dtype, backend: str) -> str:
     """How products of matrices are computed. Inputs of half precision lose nothing in TF32, and it keeps the range of
     float32 for gradients; three products in TF32 have the precision of float32, at three quarters of its instructions.
     """
@@ -118,7 +123,7 @@ def constants(
         "PIECE": 32 if not backward and 16 < dt_rank <= 32 else 16,
         "T": steps,
         "BLOCK_D": block_d,
-        "PRECISION": _precision(dtype, backend),
+        "PRECISION": precision(dtype, backend),
         "COEFFICIENTS": (LOG1P_FULL if full else LOG1P_HALF).value,
         "WIDE": length * max(channels, n_routes * (dt_rank + 2 * d_state)) >= 2**31,
         "EVEN": length % steps == 0 and channels % block_d == 0,
@@ -147,7 +152,7 @@ class _Call:
             length=self.length,
             channels=self.channels,
             n_routes=self.n_routes,
-            processors=_processors(x.device),
+            processors=processors(x.device),
             backward=backward,
         )
         if self.tiling.walks > 1 and self.tiling.segment_chunks < self.chunks:
@@ -173,7 +178,7 @@ class _Call:
             routes=routes,
             steps=self.tiling.steps,
             block_d=self.tiling.block_d,
-            backend="hip" if torch.version.hip else x.device.type,
+            backend=backend_of(x),
             backward=backward,
         )
 

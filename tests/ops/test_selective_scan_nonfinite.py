@@ -53,11 +53,15 @@ def cases(size: str):
 
 
 def check(backend: str, size: str) -> None:
-    for case, args, grads, expected in cases(size):
-        for name, found in run(selective_scan, args, grads, backend=backend).items():
-            finite = expected[name].isfinite()
-            assert torch.equal(found.isfinite(), finite), f"{case}: {name}"
-            torch.testing.assert_close(found[finite].double(), expected[name][finite], rtol=1e-4, atol=1e-4)
+    for case in cases(size):
+        compare(backend, *case)
+
+
+def compare(backend: str, case: str, args, grads, expected) -> None:
+    for name, found in run(selective_scan, args, grads, backend=backend).items():
+        finite = expected[name].isfinite()
+        assert torch.equal(found.isfinite(), finite), f"{case}: {name}"
+        torch.testing.assert_close(found[finite].double(), expected[name][finite], rtol=1e-4, atol=1e-4)
 
 
 def check_sums(backend: str) -> None:

@@ -28,6 +28,7 @@ from .selective_scan_kernels import (
     load_weight,
     locate,
     step_sizes,
+    steps,
     store_tile,
     strides,
 )
@@ -124,7 +125,7 @@ def backward_kernel(
     s_z, s_out = strides(s_z, s_u, ALIKE), strides(s_out, s_u, ALIKE)
     group_channels = channels // groups
     i_b, i_g, i_slice, i_s = locate(groups, slices, segments)
-    o_t = tl.arange(0, T)
+    o_t = steps(T, WIDE)
     o_partial = ((i_slice * batch + i_b) * groups + i_g) * states * length
     p_scratch = scratch + tl.cast(tl.program_id(0), tl.int64) * states * (ROWS * BLOCK_D)
     o_lane = tl.arange(0, BLOCK_D)
@@ -156,6 +157,7 @@ def backward_kernel(
                 tl.store(p_rows + k * BLOCK_D + o_lane, b_zero)
         tl.store(p_sums + o_d, b_zero, mask=m_d)
         tl.store(p_sums + channels + o_d, b_zero, mask=m_d)
+        tl.debug_barrier()
         for i_chunk in range(chunks_here):
             i_c = i_first + chunks_here - 1 - i_chunk
             p_carry = carry + ((i_b * chunks + i_c) * states * channels + i_d)
@@ -176,10 +178,11 @@ def backward_kernel(
                 for n in range(states):
                     b_A = row_of(p_A + n * channels, o_d, m_d)
                     p_rows = p_scratch + n * (ROWS * BLOCK_D)
+                    p_from = p_rows + j * BLOCK_D
                     if j == 0:
-                        b_start = tl.load(p_carry + n * channels + o_d, mask=m_d, other=0.0)
-                        tl.store(p_rows + o_lane, b_start)
-                    b_enter = row_of(p_rows + j * BLOCK_D, o_lane, all_lanes)
+                        p_from = p_carry + n * channels
+                    b_enter = row_of(p_from, o_d, m_d)
+                    tl.store(p_rows + o_lane[None, :], b_enter, mask=(j == 0) & all_lanes[None, :])
                     b_B = load_weight(p_B, s_B, n, channels, i_t, o_t, m_t, o_d, m_d, CONSTANT_B)
                     b_a = tl.exp2(b_d * b_A)
                     b_b = b_dx * b_B
@@ -194,8 +197,8 @@ def backward_kernel(
                     b_y *= load_tile(p_grad_y, s_grad_y, i_t, o_t, o_d, mask).to(tl.float32)
                     b_y *= b_slope * (1.0 + b_z * (1.0 - b_slope))
                     store_tile(p_grad_z, s_out, i_t, o_t, o_d, mask, b_y)
-            # Other threads may read what one has written, if the compiler lays rows out anew.
-            tl.debug_barrier()
+                # What follows reads the rows, whichever thread wrote them.
+                tl.debug_barrier()
             for i in range(tiles_here):
                 j = tiles_here - 1 - i
                 i_t = i_c * CHUNK + j * T
@@ -278,7 +281,7 @@ def backward_kernel(
                     b_g_v = tl.where(mask, b_g_v, 0.0)
                 add_to_row(p_sums + channels + o_d, m_d, b_g_v)
                 store_tile(p_grad_delta, s_out, i_t, o_t, o_d, mask, b_g_v)
-            tl.debug_barrier()
+                tl.debug_barrier()
         for n in range(states):
             p_rows = p_scratch + n * (ROWS * BLOCK_D) + o_lane
             o_row = o_part + n * channels + o_d

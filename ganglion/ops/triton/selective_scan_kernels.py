@@ -35,6 +35,12 @@ def locate(groups, slices, segments):
 
 
 @triton.jit
+def steps(T: tl.constexpr, WIDE: tl.constexpr):
+    """Steps of a tile from its first on."""
+    return tl.arange(0, T).to(tl.int64) if WIDE else tl.arange(0, T)
+
+
+@triton.jit
 def lanes(i_block, group_channels, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, WIDE: tl.constexpr):
     """Channels of a block from its first on, and which of them are in the group."""
     o_d = tl.arange(0, BLOCK_D)
@@ -131,7 +137,7 @@ def segment_kernel(
     i_b, i_g, i_block, i_s = locate(groups, tl.cdiv(group_channels, BLOCK_D), segments)
     o_d, m_d = lanes(i_block, group_channels, BLOCK_D, EVEN_D, WIDE)
     i_d = i_g * group_channels + i_block * BLOCK_D
-    o_t = tl.arange(0, T)
+    o_t = steps(T, WIDE)
     p_A = A + i_d
     p_x = begin(x, s_x, i_b, i_d)
     p_delta = begin(delta, s_delta, i_b, i_d)
@@ -166,6 +172,8 @@ def segment_kernel(
             b_b = tl.where((o_t == 0)[:, None], b_a * b_enter + b_b, b_b)
             b_decay, b_h = tl.associative_scan((b_a, b_b), 0, compose)
             tl.store(p_state + n * channels + o_d, row(b_h, T - 1, T), mask=m_d)
+        # The next tile reads the states, whichever thread wrote them.
+        tl.debug_barrier()
     tl.store(total + ((i_b * segments + i_s) * channels + i_d) + o_d, b_total, mask=m_d)
 
 
@@ -242,7 +250,7 @@ def forward_kernel(
     i_b, i_g, i_block, i_s = locate(groups, tl.cdiv(group_channels, BLOCK_D), segments)
     o_d, m_d = lanes(i_block, group_channels, BLOCK_D, EVEN_D, WIDE)
     i_d = i_g * group_channels + i_block * BLOCK_D
-    o_t = tl.arange(0, T)
+    o_t = steps(T, WIDE)
     p_A = A + i_d
     p_u = begin(u, s_u, i_b, i_d)
     p_delta = begin(delta, s_delta, i_b, i_d)
@@ -284,3 +292,5 @@ def forward_kernel(
             b_z = load_tile(p_z, s_z, i_t, o_t, o_d, mask).to(tl.float32)
             b_y *= b_z * tl.sigmoid(b_z)
         store_tile(p_y, s_y, i_t, o_t, o_d, mask, b_y)
+        # The next tile reads the states, whichever thread wrote them.
+        tl.debug_barrier()

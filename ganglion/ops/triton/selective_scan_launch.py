@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ..routes import CHUNK
 from .kernels import LN2, LOG1P_FULL, LOG1P_HALF
-from .launch import MAX_SEGMENTS, OPTIONS, backend_of, on_device, precision, processors
+from .launch import OPTIONS, backend_of, on_device, precision, processors
 from .selective_scan_adjoint import backward_kernel
 from .selective_scan_kernels import forward_kernel, join_kernel, segment_kernel
 
 #: Programs per multiprocessor that are enough: single warps, one for each of its schedulers.
 FILL = 4
-#: Elements of a program of `join_kernel`.
+#: `join_kernel` goes through the segments one after another.
+MAX_SEGMENTS = 128
+#: Elements of a program of it.
 JOIN = 128
 
 

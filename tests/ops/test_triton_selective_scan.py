@@ -41,39 +41,39 @@ def test_what_it_does_not_serve_goes_to_the_next_backend_and_that_is_said(monkey
         assert choose("selective_scan", u.to(dtype), d_state=256) is triton.selective_scan
 
 
-class TestPlan:
+class TestSplit:
     """The choice of the parallel form."""
 
     @staticmethod
-    def plan(batch, group_channels, length, *, d_state=16, groups=4, backward=False):
+    def split(batch, group_channels, length, *, d_state=16, groups=4, backward=False):
         from ganglion.ops.triton import selective_scan_launch as launch
 
-        return launch.plan(
+        return launch.split(
             batch=batch, groups=groups, group_channels=group_channels, length=length, d_state=d_state,
             processors=132, backward=backward,
         )  # fmt: skip
 
     def test_many_rows_are_walked_whole(self):
         for backward in (False, True):
-            assert self.plan(64, 192, 3136, backward=backward).segment_chunks == 49
+            assert self.split(64, 192, 3136, backward=backward).segment_chunks == 49
 
     def test_few_rows_are_cut_into_segments(self):
         for length in (3136, 2**20):
-            plan = self.plan(1, 192, length)
-            segments = -(-length // 64) / plan.segment_chunks
+            split = self.split(1, 192, length)
+            segments = -(-length // 64) / split.segment_chunks
             assert 10 < segments <= 32
 
     def test_two_segments_would_gain_nothing(self):
         """A segment costs its recurrence twice."""
-        assert self.plan(9, 192, 3136).segment_chunks == 49
+        assert self.split(9, 192, 3136).segment_chunks == 49
 
     @pytest.mark.parametrize("d_state", [1, 16, 64, 256])
     def test_gradients_of_B_and_C_take_no_more_memory_than_u_or_once(self, d_state):
         for channels in (1, 30, 192, 1000):
-            plan = self.plan(64, channels, 100, d_state=d_state, backward=True)
-            slices = -(--(-channels // plan.block_d) // plan.walks)
+            split = self.split(64, channels, 100, d_state=d_state, backward=True)
+            slices = -(--(-channels // split.block_d) // split.walks)
             assert slices == 1 or 2 * d_state * slices <= channels + 2 * d_state
-        assert self.plan(64, 1000, 100, d_state=d_state).walks == 1
+        assert self.split(64, 1000, 100, d_state=d_state).walks == 1
 
 
 class TestAheadOfTime:

@@ -27,19 +27,19 @@ ONE = {"batch": 1, "groups": 1}
 
 
 def call(args: dict[str, Tensor], softplus: bool = True, **how) -> dict[str, Tensor]:
-    """y, the last state and every gradient by the kernels, cut as the plan says."""
-    plan = launch.Plan(**{"block_d": 16, "steps": 16, "walks": 1, "segment_chunks": ALL, **how})
+    """y, the last state and every gradient by the kernels, split as told."""
+    split = launch.Split(**{"block_d": 16, "steps": 16, "walks": 1, "segment_chunks": ALL, **how})
     given = [args[name].detach() if name in args else None for name in NAMES]
     weights = [t[:, None] if t.ndim == 3 else t for t in given[3:5]]
     tensors = [*given[:3], *weights, *given[5:]]
-    y, last_state, carry = launch.forward(*tensors, softplus, plan)
+    y, last_state, carry = launch.forward(*tensors, softplus, split)
     grad_y, grad_last_state = cotangents(y, last_state)
-    grads = launch.backward(grad_y, grad_last_state, *tensors, carry, softplus, plan)
+    grads = launch.backward(grad_y, grad_last_state, *tensors, carry, softplus, split)
     found = {"y": y, "last_state": last_state}
     for name, tensor, grad in zip(NAMES, given, grads, strict=True):
         assert (grad is None) == (tensor is None), name
         if tensor is not None:
-            assert grad.dtype == tensor.dtype, name
+            assert grad.dtype == tensor.dtype and grad.is_contiguous(), name
             found[name] = grad.reshape(tensor.shape)
     return found
 
@@ -155,8 +155,8 @@ def test_addresses_of_64_bits(monkeypatch):
 def test_carry_is_the_state_before_every_chunk(segment_chunks):
     """Of the same shape and meaning in every backend."""
     args = [t.detach() for t in inputs(**ONE, length=130, dtype=torch.float32).values()]
-    plan = launch.Plan(block_d=16, steps=64, walks=1, segment_chunks=segment_chunks)
-    carry = launch.forward(*args, True, plan)[2]
+    split = launch.Split(block_d=16, steps=64, walks=1, segment_chunks=segment_chunks)
+    carry = launch.forward(*args, True, split)[2]
     expected = torch.ops.ganglion.selective_scan(*args, True, "torch")[2]
     assert carry.shape == (1, -(-130 // CHUNK), 2, 3)
     assert_close(carry.flatten(1), expected)

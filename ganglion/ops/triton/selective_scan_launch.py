@@ -1,4 +1,4 @@
-"""How the kernels of the 1-D scan are launched: shapes to a plan, a plan to grids and buffers.
+"""How the kernels of the 1-D scan are launched: shapes to a split, a split to grids and buffers.
 
 Two parallel forms, as of the 2-D scan: a program walks all steps of its channels, or, where that gives too few programs,
 a segment of them. The chunked form takes three launches: what each segment does to the state, what thus enters each, and
@@ -28,8 +28,8 @@ JOIN = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How one call is cut into programs.
+class Split:
+    """How one call is split into programs.
 
     block_d: channels of a program, a power of two of at least 16.
     steps: steps of a tile, a power of two of at least 16 that divides CHUNK.
@@ -43,10 +43,10 @@ class Plan:
     segment_chunks: int
 
 
-def plan(
+def split(
     *, batch: int, groups: int, group_channels: int, length: int, d_state: int, processors: int, backward: bool
-) -> Plan:
-    """The plan for a shape on a device of `processors` multiprocessors."""
+) -> Split:
+    """The split for a shape on a device of `processors` multiprocessors."""
     block_d, steps = 32, 16
     blocks = -(-group_channels // block_d)
     walks = 1
@@ -59,7 +59,7 @@ def plan(
     # Segments cost the recurrence twice, so that two of them gain nothing.
     segments = min(MAX_SEGMENTS, chunks, FILL * processors // programs)
     segment_chunks = -(-chunks // segments) if segments > 2 else chunks
-    return Plan(block_d=block_d, steps=steps, walks=walks, segment_chunks=segment_chunks)
+    return Split(block_d=block_d, steps=steps, walks=walks, segment_chunks=segment_chunks)
 
 
 def constants(
@@ -70,7 +70,7 @@ def constants(
     stride: int,
     alike: bool,
     softplus: bool,
-    how: Plan,
+    how: Split,
     constant_B: bool,
     constant_C: bool,
     has_gate: bool,
@@ -117,7 +117,7 @@ class _Call:
         z: Tensor | None,
         bias: Tensor | None,
         softplus: bool,
-        how: Plan | None,
+        how: Split | None,
         grad_y: Tensor | None = None,
     ):
         self.u, self.delta, self.z = u, delta, z
@@ -129,7 +129,7 @@ class _Call:
         self.groups = next((t.shape[1] for t in (B, C) if t.ndim == 4), 1)
         self.chunks = -(-self.length // CHUNK)
         group_channels = self.channels // self.groups
-        self.plan = how or plan(
+        self.split = how or split(
             batch=self.batch,
             groups=self.groups,
             group_channels=group_channels,
@@ -138,10 +138,10 @@ class _Call:
             processors=processors(u.device),
             backward=grad_y is not None,
         )
-        self.blocks = -(-group_channels // self.plan.block_d)
-        self.slices = -(-self.blocks // self.plan.walks)
-        self.segments = -(-self.chunks // self.plan.segment_chunks)
-        self.parallel = (self.segments, self.plan.segment_chunks * CHUNK)
+        self.blocks = -(-group_channels // self.split.block_d)
+        self.slices = -(-self.blocks // self.split.walks)
+        self.segments = -(-self.chunks // self.split.segment_chunks)
+        self.parallel = (self.segments, self.split.segment_chunks * CHUNK)
         sequences = [t for t in (u, delta, z, grad_y) if t is not None]
         self.constants = constants(
             dtype=u.dtype,
@@ -150,7 +150,7 @@ class _Call:
             stride=max(s for t in (*sequences, B, C) for s in t.stride()[1:]),
             alike=all(t.stride()[1:] == (self.length, 1) for t in sequences),
             softplus=softplus,
-            how=self.plan,
+            how=self.split,
             constant_B=B.ndim == 2,
             constant_C=C.ndim == 2,
             has_gate=z is not None,
@@ -179,7 +179,7 @@ class _Call:
         weight = self.C if adjoint else self.B
         z = x if self.z is None else self.z
         shared = self.constants_of(segment_kernel)
-        shared["EVEN_D"] = self.channels // self.groups % self.plan.block_d == 0
+        shared["EVEN_D"] = self.channels // self.groups % self.split.block_d == 0
         segment_kernel[(self.batch * self.groups * self.blocks * self.segments,)](
             *(x, self.delta, z, weight, self.A, state, total),
             *(x.stride(), self.delta.stride(), z.stride(), weight.stride()),
@@ -209,7 +209,7 @@ def forward(
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
     softplus: bool,
-    how: Plan | None = None,
+    how: Split | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state and carry, see `ganglion.ops.dispatch`."""
     call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus, how)
@@ -242,7 +242,7 @@ def backward(
     initial_state: Tensor | None,
     carry: Tensor,
     softplus: bool,
-    how: Plan | None = None,
+    how: Split | None = None,
 ) -> tuple[Tensor | None, ...]:
     """The gradients, see `ganglion.ops.dispatch`."""
     call = _Call(u, delta, A, B, C, D, z, delta_bias, softplus, how, grad_y)
@@ -256,7 +256,7 @@ def backward(
     grad_B, grad_C = (call.empty(*(rows if t.ndim == 2 else partial)) for t in (B, C))
     grad_rows = call.empty(*parts, 2, call.channels)
     programs = call.batch * call.groups * call.slices * call.segments
-    scratch = call.empty(programs, call.states, CHUNK // call.plan.steps + 4, call.plan.block_d)
+    scratch = call.empty(programs, call.states, CHUNK // call.split.steps + 4, call.split.block_d)
     gate = u if z is None else z
     with on_device(u):
         adjoint = call.entering(grad_last_state, grad_y, adjoint=True)
@@ -274,9 +274,9 @@ def backward(
     return (
         grad_u,
         grad_delta,
-        grad_A.sum((0, 1)).mT * LN2.value,
+        (grad_A.sum((0, 1)) * LN2.value).mT.contiguous(),
         *(
-            (grad.sum((0, 1)).mT if t.ndim == 2 else grad.sum(0)).to(t.dtype)
+            (grad.sum((0, 1)).mT.contiguous() if t.ndim == 2 else grad.sum(0)).to(t.dtype)
             for grad, t in ((grad_B, B), (grad_C, C))
         ),
         None if D is None else grad_skip,

@@ -96,7 +96,8 @@ def main() -> None:
             kernels = [compiled(target, **shape) for target in args.targets]
             for name in kernels[0]:
                 found = [
-                    " / ".join(map(str, taken(k[name], t))) for k, t in zip(kernels, args.targets, strict=True)
+                    " / ".join(map(str, taken(k[name], t)))
+                    for k, t in zip(kernels, args.targets, strict=True)
                 ]
                 print(f"| {name} | {dtype} | {state} | " + " | ".join(found) + " |", flush=True)
 

@@ -35,7 +35,9 @@ def run(scan, args: dict[str, Tensor], grads: tuple[Tensor, ...], **kwargs) -> d
 @functools.cache
 def cases(size: str):
     """What is computed from, and what the reference makes of it: a value in the middle of every tensor."""
-    args = {name: t.detach() for name, t in inputs(batch=2, groups=1, dtype=torch.float32, **SIZES[size]).items()}
+    args = {
+        name: t.detach() for name, t in inputs(batch=2, groups=1, dtype=torch.float32, **SIZES[size]).items()
+    }
     generator = torch.Generator().manual_seed(1)
     u, A = args["u"], args["A"]
     shapes = {"grad_y": u.shape, "grad_last_state": (*u.shape[:2], A.shape[1])}
@@ -66,7 +68,9 @@ def compare(backend: str, case: str, args, grads, expected) -> None:
 
 def check_sums(backend: str) -> None:
     """An infinite B or C times a channel that does not exist is NaN, and enters no sum over channels."""
-    args = inputs(batch=1, groups=1, channels=1, length=9, without=("z", "D", "initial_state"), dtype=torch.float32)
+    args = inputs(
+        batch=1, groups=1, channels=1, length=9, without=("z", "D", "initial_state"), dtype=torch.float32
+    )
     args = {name: t.detach() if name == "A" else t.detach().abs() for name, t in args.items()}
     grads = (torch.ones(1, 1, 9), torch.zeros(1, 1, 2))
     for place, other in (("B", "C"), ("C", "B")):

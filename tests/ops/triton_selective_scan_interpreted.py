@@ -186,7 +186,9 @@ def test_through_the_operator():
 
 @pytest.mark.filterwarnings("ignore:.*encountered")
 def test_infinite_values_and_nan_stay_where_the_reference_has_them():
-    wanted = {f"{value} in {name}" for value, name in (("inf", "u"), ("inf", "C"), ("nan", "delta"), ("nan", "z"))}
+    wanted = {
+        f"{value} in {name}" for value, name in (("inf", "u"), ("inf", "C"), ("nan", "delta"), ("nan", "z"))
+    }
     seen = set()
     for case, args, grads, expected in nonfinite.cases("few_channels"):
         if case in wanted:

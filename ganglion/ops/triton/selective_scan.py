@@ -32,9 +32,7 @@ def forward(
     """y, the last state and carry, see `ganglion.ops.dispatch`."""
     from . import selective_scan_launch
 
-    return selective_scan_launch.forward(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus
-    )
+    return selective_scan_launch.forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
 
 
 def backward(

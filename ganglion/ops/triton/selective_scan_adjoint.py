@@ -5,12 +5,12 @@ With g_t the gradient of h_t, q_t = a_t * g_t that of h_{t-1} and c_t = C_t * gr
     g_t = c_t + a_{t+1} * g_{t+1}
 
 runs against the steps. A program goes through its segment chunk by chunk from the end. In a chunk it first walks
-forwards from the recorded state and notes the states after each tile; if y is gated it has y then, and with it the
-gradient of the gate. Then it takes the tiles in reverse, where it computes the step sizes and the states again and scans
-for g. What it carries of a state from tile to tile lies in memory of its own, in rows of BLOCK_D numbers.
+forwards from the recorded state and notes the states before each tile; if y is gated it has y then, and with it the
+gradient of the gate. Then it takes the tiles in reverse, where it computes the step sizes and the states again and
+scans for g. What it carries of a state from tile to tile lies in memory of its own, in rows of BLOCK_D numbers.
 
-B and C have gradients that are sums over the channels of a group. A program adds up those of its blocks of channels one
-after another in memory of its own; what programs found is summed at the end, so that every run gives the same bits.
+B and C have gradients that are sums over the channels of a group. A program adds up those of its blocks of channels
+one after another in memory of its own; what programs found is summed at the end, so that every run gives the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .adjoint import compose_adjoint, shift
-from .kernels import LN2, LOG2E, backwards, by_channel, compose, row, row_of
+from .kernels import LN2, backwards, by_channel, compose, row, row_of
 from .selective_scan_kernels import (
     begin,
     begin_weights,
@@ -162,7 +162,7 @@ def backward_kernel(
             i_c = i_first + chunks_here - 1 - i_chunk
             p_carry = carry + ((i_b * chunks + i_c) * states * channels + i_d)
             tiles_here = tl.minimum(tiles, tl.cdiv(length - i_c * CHUNK, T))
-            for j in range(tiles_here if HAS_GATE else tl.maximum(tiles_here - 1, 1)):
+            for j in range(tiles_here):
                 i_t = i_c * CHUNK + j * T
                 m_t = (o_t < length - i_t) | EVEN
                 mask = m_t[:, None] & m_d[None, :]
@@ -178,11 +178,10 @@ def backward_kernel(
                 for n in range(states):
                     b_A = row_of(p_A + n * channels, o_d, m_d)
                     p_rows = p_scratch + n * (ROWS * BLOCK_D)
-                    p_from = p_rows + j * BLOCK_D
                     if j == 0:
-                        p_from = p_carry + n * channels
-                    b_enter = row_of(p_from, o_d, m_d)
-                    tl.store(p_rows + o_lane[None, :], b_enter, mask=(j == 0) & all_lanes[None, :])
+                        b_start = row_of(p_carry + n * channels, o_d, m_d)
+                        tl.store(p_rows + o_lane[None, :], b_start)
+                    b_enter = row_of(p_rows + j * BLOCK_D, o_lane, all_lanes)
                     b_B = load_weight(p_B, s_B, n, channels, i_t, o_t, m_t, o_d, m_d, CONSTANT_B)
                     b_a = tl.exp2(b_d * b_A)
                     b_b = b_dx * b_B

@@ -50,8 +50,8 @@ def lanes(i_block, group_channels, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, 
 
 @triton.jit
 def strides(s_x, s_first, ALIKE: tl.constexpr):
-    """The strides s_x. If channels and steps of all sequences are alike, then those of the first: offsets that are known
-    to be the same share registers."""
+    """The strides s_x. If channels and steps of all sequences are alike, then those of the first: offsets that are
+    known to be the same share registers."""
     return (s_x[0], s_first[1], s_first[2]) if ALIKE else s_x
 
 
@@ -86,9 +86,11 @@ def store_tile(p_x, s_x, i_t, o_t, o_d, mask, b_x):
 def load_weight(p_w, s_w, n, channels, i_t, o_t, m_t, o_d, m_d, CONSTANT: tl.constexpr):
     """B or C of state n, float32: (1, B) if constant, else (T, 1)."""
     if CONSTANT:
-        return row_of(p_w + n * channels, o_d, m_d)
-    here = p_w + (tl.cast(n, tl.int64) * s_w[2] + tl.cast(i_t, tl.int64) * s_w[3])
-    return tl.load(here + (o_t * s_w[3])[:, None], mask=m_t[:, None], other=0.0).to(tl.float32)
+        b_w = row_of(p_w + n * channels, o_d, m_d)
+    else:
+        here = p_w + (tl.cast(n, tl.int64) * s_w[2] + tl.cast(i_t, tl.int64) * s_w[3])
+        b_w = tl.load(here + (o_t * s_w[3])[:, None], mask=m_t[:, None], other=0.0).to(tl.float32)
+    return b_w
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """How the kernels of the 1-D scan are launched: shapes to a split, a split to grids and buffers.
 
-Two parallel forms, as of the 2-D scan: a program walks all steps of its channels, or, where that gives too few programs,
-a segment of them. The chunked form takes three launches: what each segment does to the state, what thus enters each, and
-the scan from there.
+Two parallel forms, as of the 2-D scan: a program walks all steps of its channels, or, where that gives too few
+programs, a segment of them. The chunked form takes three launches: what each segment does to the state, what thus
+enters each, and the scan from there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,14 @@ class Split:
 
 
 def split(
-    *, batch: int, groups: int, group_channels: int, length: int, d_state: int, processors: int, backward: bool
+    *,
+    batch: int,
+    groups: int,
+    group_channels: int,
+    length: int,
+    d_state: int,
+    processors: int,
+    backward: bool,
 ) -> Split:
     """The split for a shape on a device of `processors` multiprocessors."""
     block_d, steps = 32, 16
@@ -171,7 +178,9 @@ class _Call:
         first: what enters the first one to be walked, (B, D, N). x: u, or the gradient of y.
         """
         size = (self.batch, self.states, self.channels)
-        first = self.A.new_zeros(size) if first is None else first.mT.clone(memory_format=torch.contiguous_format)
+        first = (
+            self.A.new_zeros(size) if first is None else first.mT.clone(memory_format=torch.contiguous_format)
+        )
         if self.segments == 1:
             return first[:, None]
         state = self.empty(self.batch, self.segments, self.states, self.channels)

@@ -308,13 +308,15 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Direct children; a plain sequence of like modules (the stages) is taken apart."""
+    """Direct children; a plain sequence of like modules (the stages, not a stem's convolutions) is taken apart."""
     for name, child in model.named_children():
         if type(child) is nn.ModuleList or (
-            type(child) is nn.Sequential and len({type(m) for m in child}) == 1 < len(child)
+            type(child) is nn.Sequential
+            and len({type(m) for m in child}) == 1 < len(child)
+            and name != "stem"
         ):
             yield from ((f"{name}.{i}", m) for i, m in child.named_children())
-        elif not isinstance(child, nn.Identity):
+        elif any(True for _ in _state(child)):  # what has no weights is part of what follows
             yield name, child
 
 

@@ -93,5 +93,8 @@ class ConvFFN(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        hidden = self.dwconv(to_map(self.fc1(to_tokens(x)), x))
-        return to_map(self.fc2(self.act(to_tokens(hidden))), x)
+        # One name: a hidden map is given up as soon as the next is there.
+        hidden = self.fc1(to_tokens(x))
+        hidden = to_tokens(self.dwconv(to_map(hidden, x)))
+        hidden = self.act(hidden)
+        return to_map(self.fc2(hidden), x)

@@ -95,7 +95,11 @@ def test_ptflops_agrees_with_torch(model):
     macs, _ = ptflops.get_model_complexity_info(
         model, (3, 64, 64), as_strings=False, print_per_layer_stat=False, backend="pytorch", ost=io.StringIO()
     )
-    assert macs == pytest.approx(counter.get_total_flops() / 2, rel=0.2)
+    counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    products = sum(
+        flops for op, flops in counted.items() if not op.startswith("ganglion")
+    )  # scans it cannot know
+    assert macs == pytest.approx(products / 2, rel=0.2)
 
 
 @pytest.mark.parametrize("kind", [DepthwiseConv2d, ResidualDWConv])

@@ -33,7 +33,7 @@ $(INSTALLED): $(BUILT_FROM)
 test: export OMP_NUM_THREADS := 1
 test: $(INSTALLED)
 	$(PY) tests/timm_suite/run.py
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 demo: $(INSTALLED)
 	$(PY) examples/digits.py

@@ -137,7 +137,7 @@ def test_wrong_settings(option, value, said, data, tmp_path, capsys):
         (["--trainer.callbacks=EarlyStoping"], "Did you mean 'EarlyStopping'?"),
         (["--trainer.callbacks=EarlyStopping"], "EarlyStopping needs --trainer.callbacks.monitor"),
         (["--trainer.callbacks=Timer", "--trainer.callbacks.durations=1"], "Timer has no such field"),
-        (["--trainer.callbacks=os.getcwd"], "expected a Callback"),
+        (["--trainer.callbacks=os.getcwd"], "--allow-code permits it"),
         (["--trainer.logger=TensorBoardLogger"], "TensorBoardLogger needs --trainer.logger.save_dir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

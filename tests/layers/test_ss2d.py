@@ -146,7 +146,7 @@ def test_half_precision_stays_near_float32():
     exact = layer(x, [])
     half = layer.bfloat16()(x.bfloat16(), [])
     assert half.dtype == torch.bfloat16
-    assert relative_rms(half, exact) < RELATIVE_RMS_COMPOSED[torch.bfloat16]
+    assert relative_rms(half, exact) < RELATIVE_RMS_COMPOSED[torch.bfloat16] / 2  # one mixer, not a network
 
 
 def test_autocast_keeps_the_state_in_float32():
@@ -156,7 +156,7 @@ def test_autocast_keeps_the_state_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x, [])
     assert y.dtype == torch.bfloat16
-    assert relative_rms(y, layer(x, [])) < RELATIVE_RMS_COMPOSED[torch.bfloat16]
+    assert relative_rms(y, layer(x, [])) < RELATIVE_RMS_COMPOSED[torch.bfloat16] / 2
 
 
 def test_rank_follows_the_width():

@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py [--out gpu_results] [--part all] [--minutes 8.5]
 
-First forward and every gradient are compared with float64: where that fails, no speed is printed. Then come the
-operator (`--part op`), the networks against timm's (`--part networks`), and on request (`--part tilings`) other ways to
-cut the operator's work. What there is no time for is left out and said. Results go to results.json and results.md in
-the folder `--out`.
+First forward and every gradient are compared with float64, in parallel processes: where that fails, no speed is
+printed. Then come, in this order and each by itself as `--part`: `op`, the operator; `networks`, eager, against timm's;
+`host`, one image; `profile`, the kernels of a step; `compiled`, networks compiled in parallel processes and timed in
+turn; and on request `tilings`, other ways to cut the operator's work. What there is no time for is left out and said.
+Results go to results.json and results.md in the folder `--out`.
 
 Runs from a checkout on PYTHONPATH. Without timm only the operator is measured. `--rehearse` runs the whole program on
 a CPU with tiny shapes, to see that it is complete; its times mean nothing.
@@ -17,6 +18,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import os
 import platform
 import sys
 import time
@@ -35,6 +37,8 @@ if not HAS_TIMM:
 
 import gpu_networks
 import gpu_op
+
+PARTS = ("op", "networks", "host", "profile", "compiled")
 
 PROTOCOL = (
     "Operator: float16, cross2d, medians of 15 samples of CUDA-graph replays, inputs warm in the second-level cache "
@@ -97,7 +101,7 @@ class Report:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("gpu_results"))
-    parser.add_argument("--part", default="all", choices=("all", "check", "op", "networks", "tilings"))
+    parser.add_argument("--part", default=["all"], nargs="+", choices=("all", "check", *PARTS, "tilings"))
     parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing that would end later")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on a CPU")
     args = parser.parse_args()
@@ -108,31 +112,49 @@ def main() -> int:
     def remaining() -> float:
         return end - time.perf_counter()
 
+    parts = PARTS if "all" in args.part else args.part
     device, backend = ("cpu", "torch") if args.rehearse else ("cuda", "triton")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     report = Report(args.out, describe(device))
     print(", ".join(f"{k} {v}" for k, v in report.found["about"].items()))
 
-    right = list(gpu_op.check(device, backend))
+    processes = 1 if args.rehearse else min(10, os.cpu_count() or 1)
+    right = list(gpu_op.check(device, backend, processes))
     report.add("Accuracy: relative RMS error against float64", right)
     behaviour = list(gpu_op.check_behaviour(device, backend))
     report.add("Behaviour", behaviour)
     if not all(row["passed"] for row in (*right, *behaviour)):
         print("\nThe kernels are not right: no speed is measured.", file=sys.stderr)
         return 1
-    if args.part in ("all", "op"):
+    if "op" in parts:
         limits = gpu_op.ceilings(device)
         report.add("What the device allows", [limits])
         late = lambda: remaining() < 30  # noqa: E731
         report.add("The operator", list(gpu_op.measure(device, backend, limits, args.rehearse, late)))
-    if args.part == "tilings" and not args.rehearse:
+    if "tilings" in parts and not args.rehearse:
         report.add("Tilings", list(gpu_op.tilings(device)))
-    if args.part in ("all", "networks"):
-        if not HAS_TIMM:
-            print("\nNetworks are left out: the package timm is not installed.", file=sys.stderr)
-            return 0
+    if set(parts) <= {"check", "op", "tilings"}:
+        return 0
+    if not HAS_TIMM:
+        print("\nNetworks are left out: the package timm is not installed.", file=sys.stderr)
+        return 0
+    import gpu_compiled
+    import gpu_profile
+
+    if "networks" in parts:
+        # Compiling comes last, and needs some three minutes.
+        spare = 220 if "compiled" in parts and not args.rehearse else 0
         for group in gpu_networks.rehearsal() if args.rehearse else gpu_networks.groups():
-            report.add("Networks", list(gpu_networks.measure(group, device, remaining)))
+            report.add("Networks", list(gpu_networks.measure(group, device, lambda: remaining() - spare)))
+    if "host" in parts:
+        report.add("One image, eager", list(gpu_profile.one_image(device)))
+    if "profile" in parts and not args.rehearse:
+        for title, rows in gpu_profile.profiles(device):
+            report.add(title, rows)
+    if "compiled" in parts:
+        jobs = [gpu_compiled.Job(name="convnext_atto", batch=1)] if args.rehearse else gpu_compiled.jobs()
+        left = 250 if args.rehearse else remaining() - 30
+        report.add("Networks, compiled", list(gpu_compiled.measure(device, jobs, left)))
     return 0
 
 

@@ -25,36 +25,36 @@ class Group:
     batch: int
     pixels: int
     train: bool
-    compiled: bool
+    half: bool = False  # weights in float16 instead of autocast
     backend: str = "auto"
 
     @property
     def title(self) -> str:
-        parts = ("training step" if self.train else "inference", "compiled" if self.compiled else "eager")
-        unfused = ", unfused scan" if self.backend == "torch" else ""
-        return f"{', '.join(parts)}, {self.pixels} px, batch {self.batch}{unfused}"
+        parts = ["training step" if self.train else "inference", "eager"]
+        parts += [f"{self.pixels} px", f"batch {self.batch}"]
+        parts += ["half weights"] * self.half + ["unfused scan"] * (self.backend == "torch")
+        return ", ".join(parts)
 
 
 def groups() -> Iterator[Group]:
     """What matters most first: a run that is late leaves out the end."""
     tiny = (*OURS, *THEIRS)
-    yield Group(names=tiny, batch=128, pixels=224, train=False, compiled=False)
-    yield Group(names=tiny, batch=128, pixels=224, train=True, compiled=False)
-    yield Group(names=(OURS[0], *THEIRS[:2], OURS[2]), batch=128, pixels=224, train=False, compiled=True)
-    yield Group(names=(OURS[0],), batch=16, pixels=224, train=False, compiled=False)
-    yield Group(names=(OURS[0],), batch=16, pixels=224, train=False, compiled=False, backend="torch")
-    yield Group(names=LARGER, batch=128, pixels=224, train=False, compiled=False)
-    for pixels, batch in ((384, 64), (512, 32), (768, 16), (1024, 8)):
-        yield Group(names=(*OURS, *LARGER, *THEIRS), batch=batch, pixels=pixels, train=False, compiled=False)
-    yield Group(names=(OURS[0], THEIRS[0]), batch=128, pixels=224, train=True, compiled=True)
+    yield Group(names=tiny, batch=128, pixels=224, train=False)
+    yield Group(names=tiny, batch=128, pixels=224, train=True)
+    yield Group(names=tiny, batch=128, pixels=224, train=False, half=True)
+    for pixels, batch in ((512, 32), (1024, 8)):
+        yield Group(names=tiny, batch=batch, pixels=pixels, train=False)
+    yield Group(names=(OURS[0],), batch=16, pixels=224, train=False)
+    yield Group(names=(OURS[0],), batch=16, pixels=224, train=False, backend="torch")
+    yield Group(names=LARGER, batch=128, pixels=224, train=False)
+    for pixels, batch in ((384, 64), (768, 16)):
+        yield Group(names=(*OURS, *LARGER, *THEIRS), batch=batch, pixels=pixels, train=False)
 
 
 def rehearsal() -> Iterator[Group]:
     """The same code on small shapes and a CPU."""
     for train in (False, True):
-        yield Group(
-            names=("vmamba_tiny_s1l8", "convnext_atto"), batch=1, pixels=32, train=train, compiled=False
-        )
+        yield Group(names=("vmamba_tiny_s1l8", "convnext_atto"), batch=1, pixels=32, train=train)
 
 
 @contextlib.contextmanager
@@ -72,7 +72,7 @@ def scan_backend(name: str):
 
 
 def build(name: str, group: Group, device: str) -> nn.Module:
-    """Channels-last, random weights in float32, which autocast turns into float16."""
+    """Channels-last, random weights in float32, which autocast turns into float16, or in float16 at once."""
     import timm
 
     import ganglion  # noqa: F401, registers our networks
@@ -80,17 +80,21 @@ def build(name: str, group: Group, device: str) -> nn.Module:
     torch.manual_seed(0)
     sized = {"img_size": group.pixels} if name.startswith("swin") else {}
     model = timm.create_model(name, num_classes=1000, **sized)
-    return model.to(device, memory_format=torch.channels_last).train(group.train)
+    model = model.to(device, memory_format=torch.channels_last).train(group.train)
+    return model.half() if group.half else model
 
 
-def step_of(model: nn.Module, group: Group, device: str) -> Callable[[], None]:
-    """One inference or training step (forward, cross entropy, backward; no optimizer) under autocast."""
+def step_of(model: nn.Module, group: Group, device: str, run: Callable | None = None) -> Callable[[], None]:
+    """One inference or training step (forward, cross entropy, backward; no optimizer) under autocast.
+
+    run: what computes the model's output, if not the model itself (the compiled one).
+    """
+    run = model if run is None else run
     x = torch.randn(group.batch, 3, group.pixels, group.pixels, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last).to(torch.float16 if group.half else torch.float32)
     target = torch.arange(group.batch, device=device)
-    run = torch.compile(model) if group.compiled else model
     half = torch.float16 if device != "cpu" else torch.bfloat16
-    amp = torch.autocast(torch.device(device).type, half)
+    amp = torch.autocast(torch.device(device).type, half, enabled=not group.half)
 
     def infer() -> None:
         with torch.inference_mode(), amp:

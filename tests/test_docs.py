@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib.metadata
 import pkgutil
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -88,6 +90,11 @@ def test_every_environment_variable_is_documented():
     read = {name for p in sources for name in re.findall(r"\b(GANGLION_[A-Z_]+)\b", p.read_text())}
     documented = set(re.findall(r"`(GANGLION_[A-Z_]+)`", (ROOT / "docs/environment.md").read_text()))
     assert read == documented
+
+
+def test_tables_of_gpus_are_what_was_measured():
+    """docs/gpu.md against docs/measurements."""
+    assert subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu_pages.py", "--check"]).returncode == 0
 
 
 def test_one_version():

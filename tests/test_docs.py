@@ -62,7 +62,7 @@ def test_readme_names_what_exists():
         pkgutil.resolve_name(f"ganglion.{name}")
     for command in re.findall(r"^make (\w+)", "\n".join(blocks("README.md", "sh")), re.M):
         assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.M), command
-    for link in re.findall(r"\]\(([^):]+)\)", text):
+    for link in re.findall(r"\]\(([^):#]+)[^):]*\)", text):
         assert (ROOT / link).exists(), link
 
 

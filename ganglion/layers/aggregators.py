@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +21,10 @@ from ..config import check_choice
 from .basic import Chain, make_norm, to_map, to_tokens
 from .dmca import DMCA, Fusion, conv_bn, project_earlier, spatial_reduction
 from .mlp import ConvFFN
+
+torch.fx.wrap("to_map")
+torch.fx.wrap("to_tokens")
+
 
 AggregatorName = Literal["dmca", "concat", "no_cgca", "csa", "sra", "sca"]
 

@@ -22,11 +22,13 @@ Act = Literal["silu", "gelu", "relu"]
 _ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
+@torch.fx.wrap
 def to_tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H * W, C)."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+@torch.fx.wrap
 def to_map(x: Tensor, like: Tensor) -> Tensor:
     """(B, H * W, C) -> (B, C, H, W), with the sides of the map `like`."""
     return x.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
@@ -185,6 +187,11 @@ class ConvNorm(nn.Module):
 @torch.fx.wrap
 def at_least(x: Tensor, side: int) -> Tensor:
     """x, after checking that neither of its sides is shorter than `side`."""
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_exporting():  # a branch would tie the program to sizes
+            torch._check(x.shape[2] >= side)
+            torch._check(x.shape[3] >= side)
+            return x
     if x.shape[2] < side or x.shape[3] < side:
         raise ValueError(f"a map of {x.shape[2]} x {x.shape[3]}: this layer needs at least {side} x {side}")
     return x

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .basic import Chain, DepthwiseConv2d, make_norm, to_map, to_tokens
+
+torch.fx.wrap("to_map")
+torch.fx.wrap("to_tokens")
 
 
 class ChannelAttention(nn.Module):
@@ -140,8 +142,10 @@ class Fusion(nn.Sequential):
         x = self[0](x)
         x = self[2](to_map(self[1](to_tokens(x)), x))
         if self.pad > 0:
-            means = F.adaptive_avg_pool1d(to_tokens(x), self.pad)
-            x = torch.cat([x, to_map(means, x)], 1)
+            # Not a pooling operator, which torch.export ties to sizes.
+            half = (x.shape[1] + self.pad - 1) // self.pad
+            means = [x[:, :half].mean(1, keepdim=True), x[:, -half:].mean(1, keepdim=True)]
+            x = torch.cat([x] + means[: self.pad], 1)
         return x
 
 

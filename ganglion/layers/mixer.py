@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 
 from .basic import to_tokens
+
+torch.fx.wrap("to_tokens")
 
 
 class Mixer(nn.Module):

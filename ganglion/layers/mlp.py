@@ -10,9 +10,14 @@ from typing import Any
 
 import timm.layers
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from .basic import ResidualDWConv, to_map, to_tokens
+
+torch.fx.wrap("to_map")
+torch.fx.wrap("to_tokens")
+
 
 #: Hidden maps above this size are made in slices of _SLICE bytes per thread. A convolution gains from less.
 _WHOLE = 12 << 20

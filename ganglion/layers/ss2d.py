@@ -16,6 +16,10 @@ from ..ops.dispatch import check_request
 from .basic import Act, DepthwiseConv2d, make_act, make_norm, to_map, to_tokens
 from .mixer import Mixer
 
+torch.fx.wrap("to_map")
+torch.fx.wrap("to_tokens")
+
+
 Scan = Literal["cross2d", "unidi", "bidi", "rot2d", "cascade2d", "ssm", "bi_ssm"]
 OutNorm = Literal["ln", "gn", "none", "dwconv3", "ln_dwconv3", "softmax", "sigmoid"]
 SSMInit = Literal["v0", "v1", "v2"]

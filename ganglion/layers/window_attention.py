@@ -30,13 +30,16 @@ class WindowAttention(timm.models.swin_transformer.WindowAttention):
         itself: Any = self  # timm's type of it is that of a linear layer
         itself.qkv = nn.Identity()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: queries, keys and values. mask: (n, area, area), added to the scores of every n windows in turn."""
-        windows, area, _ = x.shape
-        q, k, v = x.reshape(windows, area, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x: Tensor, batch: int, mask: Tensor | None = None) -> Tensor:
+        """x: queries, keys and values of `batch` images. mask: (windows of an image, area, area), added to the scores."""
+        q, k, v = (
+            x.unflatten(2, (3, self.num_heads, x.shape[2] // (3 * self.num_heads)))
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         scores = torch.matmul(q * self.scale, k.transpose(-2, -1)) + self._get_rel_pos_bias()
         if mask is not None:
-            scores = (scores.unflatten(0, [-1, mask.shape[0]]) + mask[:, None]).flatten(0, 1)
+            scores = (scores.unflatten(0, [batch, mask.shape[0]]) + mask[:, None]).flatten(0, 1)
         y = torch.matmul(self.attn_drop(self.softmax(scores)), v)
         return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
 
@@ -71,7 +74,7 @@ class WindowAttention2d(Mixer):
         qkv = self.project(x, earlier).unflatten(1, x.shape[2:])
         windows = partition(qkv, self.window, self.shift)
         mask = shift_mask(qkv, self.window) if self.shift else None
-        y = self.attention(windows, mask)
+        y = self.attention(windows, x.shape[0], mask)
         return merge(y, qkv, self.window, self.shift).permute(0, 3, 1, 2)
 
 
@@ -79,12 +82,12 @@ class WindowAttention2d(Mixer):
 def partition(x: Tensor, window: int, shift: bool) -> Tensor:
     """(B, H, W, C) -> (B * windows, window * window, C)."""
     B, H, W, C = x.shape
-    x = F.pad(x, (0, 0, 0, -W % window, 0, -H % window))
+    rows, cols = (H + window - 1) // window, (W + window - 1) // window
+    x = F.pad(x, (0, 0, 0, cols * window - W, 0, rows * window - H))
     if shift:
         offset = shift_of(H, W, window)
         x = torch.roll(x, (-offset, -offset), (1, 2))
-    rows, cols = x.shape[1] // window, x.shape[2] // window
-    x = x.reshape(B, rows, window, cols, window, C).transpose(2, 3)
+    x = x.view(B, rows, window, cols, window, C).transpose(2, 3)
     return x.reshape(B * rows * cols, window * window, C)
 
 
@@ -93,12 +96,13 @@ def merge(windows: Tensor, like: Tensor, window: int, shift: bool) -> Tensor:
     """Inverse of `partition` for the map `like`: (B * windows, window * window, C) -> (B, H, W, C)."""
     B, H, W = like.shape[0], like.shape[1], like.shape[2]
     rows, cols = (H + window - 1) // window, (W + window - 1) // window
-    x = windows.reshape(B, rows, cols, window, window, -1).transpose(2, 3)
-    x = x.reshape(B, rows * window, cols * window, -1)
+    C = windows.shape[2]
+    x = windows.view(B, rows, cols, window, window, C).transpose(2, 3)
+    x = x.reshape(B, rows * window, cols * window, C)
     if shift:
         offset = shift_of(H, W, window)
         x = torch.roll(x, (offset, offset), (1, 2))
-    return x[:, :H, :W].contiguous()
+    return x.narrow(1, 0, H).narrow(2, 0, W).contiguous()
 
 
 @torch.fx.wrap

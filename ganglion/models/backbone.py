@@ -29,6 +29,40 @@ from .official import current_name
 no_script: Any = torch.jit.ignore
 
 
+def _has_symbols(x: Tensor) -> bool:
+    """Whether torch.export runs and takes the sides of the map x for dynamic."""
+    if not torch.compiler.is_exporting() or isinstance(x.shape[2], int):
+        return False
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return not free_unbacked_symbols(x.shape[2])
+
+
+@torch.fx.wrap
+def known_when_run(x: Tensor) -> Tensor:
+    """A map (B, C, H, W), unchanged. While torch.export takes H and W for dynamic, they become numbers that the program
+    reads off x: as symbols they would tie it to the sizes for which the answers to all that layers ask of them hold.
+    """
+    if not torch.jit.is_scripting():
+        if _has_symbols(x):
+            x = x.permute(0, 2, 3, 1)
+            for axis in (1, 2):
+                side: Any = torch.full((), x.shape[axis]).item()
+                torch._check(side >= 1)
+                x = x.narrow(axis, 0, side)
+            return x.contiguous().permute(0, 3, 1, 2)
+    return x
+
+
+@torch.fx.wrap
+def with_sides_of(x: Tensor, like: Tensor) -> Tensor:
+    """x, (B, C, H, W), unchanged. While torch.export runs, H and W are again the symbols that `like` has."""
+    if not torch.jit.is_scripting():
+        if _has_symbols(like):
+            return x.narrow(2, 0, like.shape[2]).narrow(3, 0, like.shape[3])
+    return x
+
+
 class Stage(nn.Module):
     """Downsampling, then the blocks, each of which reads the earlier features that the plan names."""
 
@@ -69,7 +103,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the output of the last block, (B, D, ceil(H/2), ceil(W/2)) if the stage downsamples."""
-        x = self.downsample(x)
+        before = self.downsample(x)
+        x = known_when_run(before)
         kept: dict[int, Tensor] = {}
         if self._keeps_input:
             kept[-1] = x
@@ -84,7 +119,7 @@ class Stage(nn.Module):
                 x = block([x] + earlier) if len(earlier) > 0 else block(x)
             if self._keeps[i]:
                 kept[i] = x
-        return x
+        return with_sides_of(x, before)
 
 
 def _checkpoint(dpe: nn.Module, block: nn.Module, x: Tensor, earlier: list[Tensor]) -> Tensor:
@@ -345,10 +380,13 @@ class Backbone(nn.Module):
     @float32_products
     def forward_features(self, x: Tensor) -> Tensor:
         """Images -> the normalised last map, (B, C, ceil(H/32), ceil(W/32))."""
-        return self.norm(self.stages(self.pos_embed(self.stem(x))))
+        return self.norm(self.stages(self.pos_embed(self.stem(known_when_run(x)))))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits, or the pooled features if `pre_logits`."""
+        if not torch.jit.is_scripting():
+            if torch.compiler.is_exporting() and self.head.global_pool.pool_type == "avg":
+                x = x.mean((2, 3), keepdim=True)  # the pooling operator asks for sizes
         return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ def test_compiles_in_one_graph_forward_and_backward(model):
         assert relative_rms(a, b) < 1e-4
 
 
-def test_exports_for_any_batch(model):
+def test_exports_for_images_of_one_size():
+    model = timm.create_model("test_sparx_swin", num_classes=7).eval()
     program = torch.export.export(
         model, (picture(64, 48),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
     )
@@ -59,16 +60,26 @@ def test_exports_for_any_batch(model):
         torch.testing.assert_close(program.module()(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["test_vmamba", "test_sparx_mamba"])
-def test_exports_for_any_size(name):
-    model = timm.create_model(
-        name, num_classes=7, **({"pos_embed": False} if name == "test_vmamba" else {})
-    ).eval()
-    size = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(model, (picture(96, 128),), dynamic_shapes=(size,))
-    x = picture(160, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(x), model(x))
+@pytest.mark.parametrize(
+    ("name", "pyramid", "least"),
+    [
+        ("test_vmamba", False, 4),
+        ("test_sparx_mamba", False, 4),
+        ("test_sparx_swin", False, 4),
+        ("test_sparx_mamba", True, 33),  # the sides of maps stay symbols, which are never 1
+    ],
+)
+def test_one_exported_program_serves_any_batch_and_size(name, pyramid, least):
+    """From one patch up, one image included."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, features_only=pyramid).eval()
+    axes = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=least)}
+    axes[3] = torch.export.Dim("width", min=least)
+    program = torch.export.export(model, (picture(96, 128),), dynamic_shapes=({**axes},)).module()
+    for batch, height, width in ((1, 33, 33), (1, least, least), (2, 64, 40), (3, 512, 384)):
+        x = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            torch.testing.assert_close(program(x), model(x), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 13])

@@ -102,6 +102,15 @@ def test_ptflops_agrees_with_torch(model):
     assert macs == pytest.approx(products / 2, rel=0.2)
 
 
+def test_thop_counts_the_layers(model):
+    """It knows layers by their exact class: what it finds are torch's own."""
+    thop = pytest.importorskip("thop")
+    layers = [m for m in model.modules() if type(m) in (nn.Linear, nn.Conv2d, nn.LayerNorm)]
+    known = sum(p.numel() for layer in layers for p in layer.parameters())
+    _, found = thop.profile(copy.deepcopy(model), (image(64, 64, batch=1),), verbose=False)
+    assert found >= known > 0.5 * sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("kind", [DepthwiseConv2d, ResidualDWConv])
 def test_convolutions_heed_their_padding_mode(model, kind):
     x = image(64, 48)

@@ -31,7 +31,7 @@ class WindowAttention(timm.models.swin_transformer.WindowAttention):
         itself.qkv = nn.Identity()
 
     def forward(self, x: Tensor, batch: int, mask: Tensor | None = None) -> Tensor:
-        """x: queries, keys and values of `batch` images. mask: (windows of an image, area, area), added to the scores."""
+        """x: queries, keys and values of `batch` images. mask: (windows an image, area, area), added to the scores."""
         q, k, v = (
             x.unflatten(2, (3, self.num_heads, x.shape[2] // (3 * self.num_heads)))
             .permute(2, 0, 3, 1, 4)

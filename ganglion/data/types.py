@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +34,36 @@ class Broken(NamedTuple):
     @classmethod
     def because(cls, name: str, error: Exception) -> Broken:
         return cls(shown(name), shown(error))
+
+
+class Ragged(list[Tensor]):
+    """Images (C, h, w) of sizes of their own, where a batch has one tensor else.
+
+    sizes: (height, width) of each before it was resized: the frame in which its objects are wanted.
+    """
+
+    def __init__(self, images: Iterable[Tensor] = (), sizes: Iterable[tuple[int, int]] = ()):
+        super().__init__(images)
+        self.sizes = list(sizes)
+
+    def to(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+        memory_format: torch.memory_format | None = None,
+    ) -> Ragged:
+        """As of a tensor; a memory format is one of four axes, which these images do not have."""
+        return Ragged([image.to(device, dtype, non_blocking) for image in self], self.sizes)
+
+    def pin_memory(self) -> Ragged:
+        return Ragged([image.pin_memory() for image in self], self.sizes)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Of a batch of them, with what they do not share as text."""
+        return (len(self), *({tuple(image.shape) for image in self}))
 
 
 #: Of a batch: a tensor with an entry for each image, or a dictionary for each image.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,13 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.rpn import RPNHead
 
 from ..config import check_positive, check_range
+from ..data import Ragged
 from . import boxes as B
 from . import masks as M
 from .layers import Neck
-from .official import DETECTOR
+from .official import DETECTOR, undecayed
 from .pyramid import STRIDES, Pyramid
+from .targets import check_targets
 
 _RPN_STDS = (1.0, 1.0, 1.0, 1.0)
 _BOX_STDS = (0.1, 0.1, 0.2, 0.2)
@@ -129,6 +132,21 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.rpn_head(maps)
         return maps, logits, deltas
 
+    def compile(self, **options: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """torch.compile what is dense; the rest has shapes that depend on what is in the image."""
+        self.backbone.compile(**options)
+        self.neck.compile(**options)
+        self.rpn_head.compile(**options)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's blocks in the backward pass."""
+        network: Any = self.backbone.network
+        network.set_grad_checkpointing(enable)
+
+    def undecayed_as_mmdet(self) -> set[str]:
+        """The parameters that mmdetection's rule of the papers does not decay, see `undecayed`."""
+        return undecayed(self)
+
     # Inference
 
     def forward(
@@ -137,7 +155,15 @@ class MaskRCNN(nn.Module):
         """Detections of each image, best first: boxes (n, 4), scores (n,), labels (n,), masks (n, h, w), bool.
 
         sizes: (height, width) of the images before they were resized; boxes and masks are then in that frame.
+        `Ragged` images bring their sizes, and are computed one by one: what is said of an image is then a function of
+        it alone, as in the published tests, whose batches have one.
         """
+        if isinstance(images, Ragged):
+            own = images.sizes or [(image.shape[1], image.shape[2]) for image in images]
+            return [
+                self([image], [size])[0]
+                for image, size in zip(images, own if sizes is None else sizes, strict=True)
+            ]
         batch, extents = self.batch(images)
         maps, logits, deltas = self.dense(batch)
         proposals = self.propose(logits, deltas, extents, self.config.proposals_before_nms)
@@ -323,40 +349,6 @@ class MaskRCNN(nn.Module):
     def _flat(self, maps: Sequence[Tensor], values: int) -> list[Tensor]:
         """(B, A * values, h, w) -> (B, h * w * A, values), in the order of the anchors."""
         return [_at_least_float32(t).permute(0, 2, 3, 1).reshape(t.shape[0], -1, values) for t in maps]
-
-
-def check_targets(images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
-    """Raise ValueError, naming image and entry, unless the targets are those of the images."""
-    if len(images) != len(targets):
-        raise ValueError(f"{len(images)} images and {len(targets)} targets: expected as many")
-    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
-        for name in ("boxes", "labels", "masks"):
-            if name not in target:
-                raise ValueError(f"targets[{i}] has no {name!r}: expected boxes, labels and masks")
-        count = len(target["labels"])
-        if tuple(target["boxes"].shape) != (count, 4):
-            raise ValueError(
-                f"targets[{i}]: boxes have shape {tuple(target['boxes'].shape)}, expected ({count}, 4) for "
-                f"{count} labels"
-            )
-        if target["masks"].ndim != 3 or len(target["masks"]) != count:
-            raise ValueError(
-                f"targets[{i}]: masks have shape {tuple(target['masks'].shape)}, expected ({count}, "
-                f"{image.shape[1]}, {image.shape[2]})"
-            )
-        if count:
-            low, high = int(target["labels"].min()), int(target["labels"].max())
-            if low < 0 or high >= num_classes:
-                raise ValueError(
-                    f"targets[{i}]: labels from {low} to {high}, expected 0 to {num_classes - 1}"
-                )
-            empty = (target["boxes"][:, 2:] <= target["boxes"][:, :2]).any(1).nonzero()[:, 0]
-            if len(empty):
-                box = [round(v, 2) for v in target["boxes"][empty[0]].tolist()]
-                raise ValueError(
-                    f"targets[{i}]: box {int(empty[0])} is {box}, expected x0, y0, x1, y1 with x1 > x0 and y1 > y0 "
-                    "(not x, y, width, height)"
-                )
 
 
 def _padded(side: int) -> int:

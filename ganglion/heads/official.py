@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..models import Backbone, SparX, official
@@ -32,15 +33,48 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
 
     Raises ValueError unless its backbone is a network of this library.
     """
-    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+    return _published(model, model.state_dict())
+
+
+def _published(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    backbones = [(name, module) for name, module in model.named_modules() if isinstance(module, Backbone)]
     if len(backbones) != 1:
         raise ValueError(
             f"{type(model).__name__} holds {len(backbones)} networks of this library: expected one"
         )
     rules: official.Rules = model.official_names  # pyright: ignore[reportAssignmentType]  of every head here
-    family = "sparx" if isinstance(backbones[0], SparX) else "vmamba"
-    backbone = official.to_official(backbones[0].state_dict(), family)
-    heads = {name: t for name, t in model.state_dict().items() if not name.startswith("backbone.")}
+    prefix, network = backbones[0]
+    family = "sparx" if isinstance(network, SparX) else "vmamba"
+    own = {name: state[f"{prefix}.{name}"] for name in network.state_dict()}
+    backbone = official.to_official(own, family)
+    heads = {name: t for name, t in state.items() if not name.startswith("backbone.")}
     return {f"backbone.{name}": t for name, t in backbone.items()} | {
         official.rename(name, rules, inverse=True): t for name, t in heads.items()
     }
+
+
+#: Whose names hold one of these are not decayed by the papers' detectors and segmentors.
+_UNDECAYED = ("norm", "absolute_pos_embed", "relative_position_bias_table")
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """The parameters of a detector or segmentor that the papers' rule does not decay: whose published name holds
+    "norm", or is of position embeddings. Biases are decayed, and so are norms of other names, such as `bn`.
+
+    Over a network of timm the names are ours.
+    """
+    names = published_names(model)
+    return {name for name, _ in model.named_parameters() if any(part in names[name] for part in _UNDECAYED)}
+
+
+def published_names(model: nn.Module) -> dict[str, str]:
+    """Our names of a detector's or segmentor's weights, and the published ones; over a network of timm ours again."""
+    state = model.state_dict()
+    if not any(isinstance(module, Backbone) for module in model.modules()):
+        return {name: name for name in state}
+    # Numbers in place of the values say which tensor became which.
+    names = [name for name, tensor in state.items() if tensor.numel()]
+    numbered = dict(state)
+    numbered |= {name: torch.tensor(float(i)).expand(state[name].shape) for i, name in enumerate(names)}
+    made = _published(model, numbered).items()
+    return {names[int(t.flatten()[0])]: published for published, t in made if t.numel()}

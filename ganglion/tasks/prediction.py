@@ -60,10 +60,11 @@ def outputs(
     transform: Callable[[Raw], Tensor],
     *,
     batch_size: int,
+    collate: Callable[[list[Tensor]], Any] = torch.stack,
 ) -> Iterator[tuple[str | None, Any]]:
     """Each image's file and the network's output for it, or, as text, why there is none. One batch is in memory.
 
-    transform: from an image to what the network takes.
+    transform: from an image to what the network takes. collate: from some of those to a batch.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
@@ -74,7 +75,7 @@ def outputs(
         found = iter(())
         if tensors:
             with torch.inference_mode():
-                found = iter(compute(model.network, torch.stack(tensors).to(place.device, place.dtype)))
+                found = iter(compute(model.network, collate(tensors).to(place.device, place.dtype)))
         for file, value in batch:
             yield file, (next(found) if isinstance(value, Tensor) else value)
 

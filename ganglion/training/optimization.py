@@ -38,7 +38,8 @@ class OptimizerConfig:
         weight_decay: of every parameter that decays.
         decay: which parameters decay. "published": all but one-dimensional ones and `.bias`, as the papers' scripts do;
             this includes A_logs, the step-size biases, SparX's layer scales and the position biases of its windows.
-            "corrected": not those either.
+            "corrected": not those either. "mmdet": of detectors and segmentors, all but those whose published name
+            holds "norm", as the papers' do; biases are decayed.
         layer_decay: factor between the learning rates of one layer and the next towards the stem, for fine-tuning.
         betas: Adam's decay rates. null: the optimizer's default.
         eps: Adam's epsilon. null: the optimizer's default.
@@ -49,7 +50,7 @@ class OptimizerConfig:
     lr: float = 1e-3
     lr_batch_size: int | None = None
     weight_decay: float = 0.05
-    decay: Literal["published", "corrected"] = "published"
+    decay: Literal["published", "corrected", "mmdet"] = "published"
     layer_decay: float | None = None
     betas: tuple[float, float] | None = None
     eps: float | None = None
@@ -128,8 +129,23 @@ def build_optimizer(
     undecayed: Collection[str] = timm_network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
     if config.decay == "corrected":
         undecayed = {*undecayed, *_SCALES}
+    if config.decay == "mmdet":
+        if not hasattr(network, "undecayed_as_mmdet"):
+            raise ValueError(
+                f"optimizer.decay is mmdet, whose rule is of detectors: expected published or corrected for a "
+                f"{type(network).__name__}"
+            )
+        if config.layer_decay is not None:
+            raise ValueError("optimizer.layer_decay goes with optimizer.decay published or corrected")
+        undecayed = timm_network.undecayed_as_mmdet()
 
     def groups(network: nn.Module) -> list[dict[str, Any]]:
+        if config.decay == "mmdet":  # biases, too, which timm's groups leave out
+            named = [(name in undecayed, p) for name, p in network.named_parameters() if p.requires_grad]
+            return [
+                {"params": [p for free, p in named if not free], "weight_decay": config.weight_decay},
+                {"params": [p for free, p in named if free], "weight_decay": 0.0},
+            ]
         if config.layer_decay is None:
             return param_groups_weight_decay(network, config.weight_decay, no_weight_decay_list=undecayed)
         return param_groups_layer_decay(

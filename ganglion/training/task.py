@@ -387,14 +387,13 @@ class Task(pl.LightningModule):
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
-    """Shard parameters over the data-parallel dimension of the mesh (FSDP2), block by block.
+    """Shard parameters over the data-parallel dimension of the mesh (FSDP2): blocks are gathered when they run, what is
+    in no block with the network, for its own `loss` too."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    Blocks are gathered when they run; what is in no block is gathered with the network.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    data_parallel = mesh["data_parallel"]
     for stage in getattr(network, "stages", ()):
         for block in getattr(stage, "blocks", ()):
-            fully_shard(block, mesh=data_parallel)
-    fully_shard(network, mesh=data_parallel)
+            fully_shard(block, mesh=mesh["data_parallel"])
+    fully_shard(network, mesh=mesh["data_parallel"])
+    if hasattr(network, "loss"):
+        register_fsdp_forward_method(network, "loss")

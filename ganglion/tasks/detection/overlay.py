@@ -1,0 +1,93 @@
+"""A picture of what was found: masks with outlines, and labels that do not lie on each other."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from ...errors import shown
+from . import rle
+
+#: Share of a mask's colour over the image.
+_COVER = 0.42
+#: Neighbouring classes differ in hue by the golden section of the circle.
+_STEP = 0.61803398875
+
+Box = tuple[float, float, float, float]
+
+
+def colour(index: int) -> tuple[int, int, int]:
+    """The colour of a class: the same in every image."""
+    red, green, blue = colorsys.hsv_to_rgb(
+        (0.02 + index * _STEP) % 1, (0.85, 0.65)[index % 2], (0.95, 0.8)[index // 2 % 2]
+    )
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw(image: Image.Image, entry: Mapping[str, Any]) -> Image.Image:
+    """The image with masks, boxes and labels, RGB, of the same size. entry: a dictionary of `predict`."""
+    picture = image.convert("RGB")
+    found = entry["predictions"]
+    line = max(1, round(max(picture.size) / 500))
+    pixels = np.asarray(picture, dtype=np.float32).copy()
+    outlines = []
+    for p in reversed(found):  # the surest ones on top
+        mask = rle.decode(p["segmentation"]).astype(bool)
+        pixels[mask] = (1 - _COVER) * pixels[mask] + _COVER * np.array(colour(p["index"]), np.float32)
+        solid = Image.fromarray(mask.astype(np.uint8) * 255)
+        inner = np.asarray(solid.filter(ImageFilter.MinFilter(2 * line + 1))) > 0
+        outlines.append((mask & ~inner, colour(p["index"])))
+    for edge, shade in outlines:
+        pixels[edge] = shade
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    pen = ImageDraw.Draw(picture)
+    size = max(11, round(max(picture.size) / 52))
+    try:
+        font: Any = ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:  # Pillow's own font knows fewer letters
+        font = ImageFont.load_default(size)
+    for p in reversed(found):
+        x, y, w, h = p["bbox"]
+        pen.rectangle((x, y, x + w, y + h), outline=colour(p["index"]), width=line)
+    taken: list[Box] = []
+    for p in found:
+        text = f"{shown(p['name'])} {p['score']:.2f}"
+        width, height = pen.textlength(text, font) + 6, 1.35 * size
+        place = free_place(p["bbox"], (width, height), picture.size, taken)
+        if place is None:  # no room: the box alone
+            continue
+        taken.append(place)
+        shade = colour(p["index"])
+        pen.rectangle(place, fill=shade)
+        light = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 140
+        ink = "#111111" if light else "#ffffff"
+        pen.text((place[0] + 3, (place[1] + place[3]) / 2), text, fill=ink, font=font, anchor="lm")
+    return picture
+
+
+def free_place(
+    bbox: list[float], label: tuple[float, float], picture: tuple[int, int], taken: list[Box]
+) -> Box | None:
+    """Where a label (width, height) goes: above its box, within it or below, the first place that no other has."""
+    x, y, w, h = bbox
+    width, height = label
+    right = max(0.0, picture[0] - width - 1)
+    columns = [min(max(0.0, left), right) for left in (x, x + w - width, x + (w - width) / 2)]
+    rows = [y - height, y + 1, y + h - height, y + h]
+    rows += [y + k * height + 1 for k in range(1, int(h // height))]
+    for top in rows:
+        if top < 0 or top + height > picture[1]:
+            continue
+        for left in columns:
+            place = (left, top, left + width, top + height)
+            if not any(_overlap(place, other) for other in taken):
+                return place
+    return None
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,321 @@
+"""Detection through fit, validate and predict; its metrics against pycocotools, its pipeline against numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ganglion
+from ganglion.data import Batch
+from ganglion.heads import create_detector
+from ganglion.heads.official import published_names
+from ganglion.tasks import fit
+from ganglion.tasks.detection import rle, transforms
+from ganglion.tasks.detection.metrics import CocoMetrics
+from ganglion.tasks.detection.overlay import colour, free_place
+from ganglion.tasks.detection.training import Detection
+from ganglion.training.optimization import OptimizerConfig, build_optimizer
+from ganglion_cli import main
+
+from . import detection_data
+from .runs import Crash, differences, read_last
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return detection_data.write(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "whole"
+    assert fit.main(detection_data.arguments(data, output)) == 0
+    return output
+
+
+def test_fit_leaves_a_log_and_an_export(trained):
+    rows = (trained / "log.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert "val/box_ap" in rows[0]
+    assert "val/mask_ap" in rows[0]
+    config = json.loads((trained / "model" / "config.json").read_text())
+    assert config["task"] == "detection"
+    assert config["ganglion"]["data_config"]["category_ids"] == list(detection_data.IDS)
+
+
+def test_a_killed_run_resumes_bit_for_bit(trained, data, tmp_path, monkeypatch):
+    steps, compute = [], Detection.loss
+
+    def loss(self, batch):
+        if len(steps) == 4:
+            raise Crash
+        steps.append(0)
+        return compute(self, batch)
+
+    argv = detection_data.arguments(data, tmp_path / "run")
+    monkeypatch.setattr(Detection, "loss", loss)
+    with pytest.raises(Crash):
+        fit.main(argv)
+    monkeypatch.setattr(Detection, "loss", compute)
+    assert fit.main(argv) == 0
+    there, here = read_last(trained), read_last(tmp_path / "run")
+    for part in ("state_dict", "optimizer_states", "current_model_state"):
+        assert differences(there[part], here[part]) == []
+
+
+def test_predict_gives_cocos_format_and_an_overlay(trained, data, tmp_path, capsys):
+    model = ganglion.load_model(trained / "model")
+    file = data / "val2017" / "0.png"
+    (entry,) = list(model.task.prediction.predictions(model, file, threshold=0.0))
+    assert entry["predictions"]
+    for found in entry["predictions"]:
+        assert found["category_id"] in detection_data.IDS
+        assert found["segmentation"]["size"] == [61, 45]
+        x, y, w, h = found["bbox"]
+        assert 0 <= x and x + w <= 45.01 and 0 <= y and y + h <= 61.01
+        json.dumps(found)
+    drawn = model.task.prediction.draw(Image.open(file), entry)
+    assert drawn.size == (45, 61)
+    assert np.any(np.asarray(drawn) != np.asarray(Image.open(file)))
+    assert main(["predict", "--checkpoint", str(trained / "model"), str(file), "--save", str(tmp_path)]) == 0
+    assert (tmp_path / "0.predicted.jpg").is_file()
+
+
+def test_what_is_said_of_an_image_depends_on_it_alone(trained, data):
+    model = ganglion.load_model(trained / "model")
+    files = [data / "val2017" / f"{i}.png" for i in range(3)]
+    together = list(model.task.prediction.predictions(model, files, threshold=0.0, batch_size=3))
+    alone = [next(model.task.prediction.predictions(model, file, threshold=0.0)) for file in files]
+    assert together == alone
+
+
+def test_validate(trained, data, capsys):
+    argv = ["validate", "--checkpoint", str(trained / "model"), "--data", str(data), "--split", "val2017"]
+    assert main([*argv, "--json", "--workers", "0"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["results"]
+    assert record["images"] == 3
+    assert "box_ap" in record
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path, capsys):
+    argv = detection_data.arguments(data, tmp_path / "run", optimizer__lr=1e30, trainer__max_epochs=3)
+    assert fit.main(argv) == 1
+    assert "loss is" in capsys.readouterr().err
+
+
+# The metrics
+
+
+def scene(seed: int):
+    """Five images with objects, crowds and detections near them."""
+    rng = np.random.default_rng(seed)
+    outputs, targets = [], []
+    for key in range(5):
+        objects, boxes, masks, labels = [], [], [], []
+        for _ in range(int(rng.integers(1, 6))):
+            x, y = rng.integers(0, 60, 2).tolist()
+            w, h = rng.integers(6, 60, 2).tolist()
+            label = int(rng.integers(0, 3))
+            polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            crowd = int(rng.random() < 0.2)
+            shape = rle.encoded(polygon, 128, 128) if crowd else polygon
+            objects.append(
+                {"bbox": [x, y, w, h], "label": label, "iscrowd": crowd, "area": w * h, "segmentation": shape}
+            )
+            for _ in range(2):
+                dx, dy = rng.integers(-4, 5, 2).tolist()
+                left, top = max(0, x + dx), max(0, y + dy)
+                boxes.append([left, top, left + w, top + h])
+                mask = np.zeros((128, 128), bool)
+                mask[top : top + h, left : left + w] = True
+                masks.append(mask)
+                labels.append(label if rng.random() < 0.8 else 2 - label)
+        outputs.append(
+            {
+                "boxes": torch.tensor(boxes, dtype=torch.float64),
+                "scores": torch.from_numpy(rng.random(len(boxes))),
+                "labels": torch.tensor(labels),
+                "masks": torch.from_numpy(np.stack(masks)),
+            }
+        )
+        targets.append({"image_id": 10 - key, "size": (128, 128), "annotations": objects})
+    return outputs, targets
+
+
+def measured(outputs, targets, batch: int) -> CocoMetrics:
+    metrics = CocoMetrics(["a", "b", "c"])
+    for i in range(0, len(outputs), batch):
+        metrics.update(outputs[i : i + batch], Batch(torch.empty(0), targets[i : i + batch], []))
+    return metrics
+
+
+def test_average_precision_is_pycocotools():
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    outputs, targets = scene(0)
+    found = measured(outputs, targets, 2).values()
+    images = [{"id": t["image_id"], "height": 128, "width": 128} for t in targets]
+    objects = [
+        a | {"id": i + 1, "image_id": key, "category_id": a["label"] + 1}
+        for i, (key, a) in enumerate((t["image_id"], a) for t in targets for a in t["annotations"])
+    ]
+    results = []
+    for output, target in zip(outputs, targets, strict=True):
+        for box, score, label, mask in zip(
+            *(output[k] for k in ("boxes", "scores", "labels", "masks")), strict=True
+        ):
+            x0, y0, x1, y1 = box.tolist()
+            results.append(
+                {
+                    "image_id": target["image_id"],
+                    "category_id": int(label) + 1,
+                    "score": float(score),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "segmentation": rle.encode(mask.numpy()),
+                }
+            )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth: Any = COCO()
+        truth.dataset = {
+            "images": images,
+            "annotations": objects,
+            "categories": [{"id": i + 1} for i in range(3)],
+        }
+        truth.createIndex()
+        for kind, name, left in (("bbox", "box", "segmentation"), ("segm", "mask", "bbox")):
+            kept = [{k: v for k, v in r.items() if k != left} for r in results]
+            evaluation: Any = COCOeval
+            oracle = evaluation(truth, truth.loadRes(kept), kind)
+            oracle.evaluate()
+            oracle.accumulate()
+            oracle.summarize()
+            for i, key in enumerate(
+                ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
+            ):
+                value = oracle.stats[i]
+                expected = 100 * value if value >= 0 else value
+                assert found[f"{name}_{key}"] == pytest.approx(expected, abs=1e-6), (name, key)
+    assert 5 < found["box_ap"] < 95
+
+
+def test_order_and_batches_do_not_matter():
+    outputs, targets = scene(1)
+    once = measured(outputs, targets, 5)
+    again = measured(outputs[::-1], targets[::-1], 1)
+    assert once.values() == again.values()
+    assert once.per_class("mask") == again.per_class("mask")
+    assert len(once.per_class()) == 3
+    assert once.missed() and once.missed() == again.missed()
+
+
+def test_no_detection_is_a_precision_of_zero_and_no_image_is_nan():
+    outputs, targets = scene(2)
+    nothing = [{key: value[:0] for key, value in output.items()} for output in outputs]
+    assert measured(nothing, targets, 2).values()["box_ap"] == 0
+    assert np.isnan(CocoMetrics().values()["mask_ap"])
+
+
+# The pipeline
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),
+        ((427, 640), (800, 1199)),
+        ((375, 500), (800, 1067)),
+        ((300, 900), (444, 1333)),
+        ((1, 1), (800, 800)),
+    ],
+)
+def test_the_size_that_keeps_the_ratio(size, expected):
+    assert transforms.new_size(size, 1333, 800) == expected
+
+
+def objects(height=50, width=70):
+    polygon = [[10, 20, 30, 20, 30, 45, 10, 45]]
+    entry = {"bbox": [10, 20, 20, 25], "label": 1, "iscrowd": 0, "segmentation": polygon}
+    target = {"size": (height, width), "annotations": [entry, entry | {"iscrowd": 1}]}
+    return transforms.objects_of(torch.zeros(3, height, width, dtype=torch.uint8), target)
+
+
+def test_boxes_and_masks_go_with_the_image():
+    made = objects()
+    assert made["boxes"].tolist() == [[10, 20, 30, 45]]
+    assert int(made["masks"].sum()) == 20 * 25
+    twice = transforms.scaled(made, 140, 100)
+    assert twice["boxes"].tolist() == [[20, 40, 60, 90]]
+    assert int(twice["masks"].sum()) == 40 * 50
+    turned = transforms.flipped(made)
+    assert turned["boxes"].tolist() == [[40, 20, 60, 45]]
+    assert turned["masks"][0, 20:45, 40:60].all()
+
+
+def test_detr_scales_and_crops():
+    random.seed(0)
+    sizes, small = set(), 0
+    config = {"input_size": [3, 800, 1333], "mean": [0.5] * 3, "std": [0.5] * 3}
+    augment = transforms.Augment(config, transforms.DetectionAugmentation(scales="detr", hflip=0.5))
+    polygon = [[100, 100, 300, 100, 300, 300, 100, 300]]
+    entry = {"bbox": [100, 100, 200, 200], "label": 0, "iscrowd": 0, "segmentation": polygon}
+    image = torch.zeros(3, 480, 640, dtype=torch.uint8)
+    for _ in range(12):
+        pixels, target = augment(image, {"size": (480, 640), "annotations": [entry]})
+        sizes.add(min(pixels.shape[1:]))
+        small += len(target["boxes"]) == 0
+        assert target["masks"].shape[1:] == pixels.shape[1:]
+        if len(target["boxes"]):
+            x0, _, _, y1 = target["boxes"][0].tolist()
+            ys, xs = target["masks"][0].nonzero().unbind(1)
+            assert abs(int(xs.min()) - x0) < 3 and abs(int(ys.max()) + 1 - y1) < 3
+    assert max(sizes) <= 800
+    assert len(sizes) > 4
+
+
+def test_a_crop_has_sides_from_384_to_600():
+    made = objects(700, 900)
+    for seed in range(20):
+        random.seed(seed)
+        height, width = transforms.cropped(made)["pixels"].shape[1:]
+        assert 384 <= height <= 600
+        assert 384 <= width <= 600
+
+
+# The rest
+
+
+def test_labels_do_not_collide_and_colours_stay():
+    taken: list = []
+    for _ in range(6):
+        place = free_place([10, 40, 100, 120], (60, 15), (200, 200), taken)
+        assert place is not None
+        assert not any(
+            place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3] for t in taken
+        )
+        taken.append(place)
+    assert len({colour(i) for i in range(80)}) == 80
+
+
+def test_decay_by_mmdets_names():
+    network = create_detector("mask_rcnn", "test_vmamba", num_classes=2, channels=8, box_channels=8)
+    optimizer = build_optimizer(network, OptimizerConfig(decay="mmdet", weight_decay=0.05), lr=1e-4)
+    names = {id(p): name for name, p in network.named_parameters()}
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay.keys() == set(names.values())
+    published = published_names(network)
+    for name, value in decay.items():
+        assert value == (0 if "norm" in published[name] else 0.05), name
+    assert decay["box_head.fc6.bias"] == 0.05
+    stem = [name for name in decay if published[name].startswith("backbone.patch_embed.2")]
+    assert stem and all(decay[name] == 0.05 for name in stem)

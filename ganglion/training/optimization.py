@@ -194,7 +194,8 @@ def build_schedule(
         warmup_prefix=config.warmup_prefix,
         min_lr=config.min_lr * scale,
         decay_epochs=length(config.decay_epochs),
-        decay_milestones=[length(epoch) for epoch in config.decay_milestones],
+        # timm's falls a step before its milestone.
+        decay_milestones=[length(epoch) + by_step for epoch in config.decay_milestones],
         decay_rate=config.decay_rate,
         step_on_epochs=not by_step,
         updates_per_epoch=1,

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from ganglion.heads import create_detector
 from ganglion.heads.official import published_names
 from ganglion.tasks import fit
 from ganglion.tasks.detection import rle, transforms
+from ganglion.tasks.detection.data import DetectionData
 from ganglion.tasks.detection.metrics import CocoMetrics
 from ganglion.tasks.detection.overlay import colour, free_place
 from ganglion.tasks.detection.training import Detection
-from ganglion.training.optimization import OptimizerConfig, build_optimizer
+from ganglion.training.optimization import OptimizerConfig, build_optimizer, build_schedule
 from ganglion_cli import main
 
 from . import detection_data
@@ -319,3 +321,43 @@ def test_decay_by_mmdets_names():
     assert decay["box_head.fc6.bias"] == 0.05
     stem = [name for name in decay if published[name].startswith("backbone.patch_embed.2")]
     assert stem and all(decay[name] == 0.05 for name in stem)
+
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "detection"
+
+
+def test_every_recipe_is_whole():
+    """It is read, names its own folder and, in its head, the command that runs it; the papers' numbers are in it."""
+    found = {}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        options = ["--trainer.devices=1", "--trainer.accelerator=cpu", "--trainer.sync_batchnorm=false"]
+        cli = fit.FitCLI(Detection, DetectionData, ["--config", str(path), *options])
+        assert cli.config["output"] == f"outputs/detection/{path.stem}"
+        assert f"ganglion fit --config recipes/detection/{path.name} " in path.read_text()
+        found[path.stem] = cli
+    assert (
+        len([name for name in found if "_1x_" in name])
+        == len([name for name in found if "_3x_" in name])
+        == 11
+    )
+    for name, epochs, milestones, scales in (("1x", 12, (8, 11), "one"), ("3x", 36, (27, 33), "detr")):
+        cli = found[f"mask_rcnn_{name}_vmamba_tiny_s1l8"]
+        assert cli.trainer.max_epochs == epochs
+        assert tuple(cli.model.schedule.decay_milestones) == milestones
+        assert cli.data.augmentation.scales == scales
+        assert (cli.model.optimizer.lr, cli.model.optimizer.decay) == (1e-4, "mmdet")
+        assert cli.data.sides == (800, 1333)
+
+
+def test_the_published_learning_rate_over_the_run():
+    cli = fit.FitCLI(
+        Detection,
+        DetectionData,
+        ["--config", str(RECIPES / "mask_rcnn_1x_vmamba_tiny_s1l8.yaml"), "--trainer.devices=1"],
+    )
+    steps = 7329
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    schedule = build_schedule(optimizer, cli.model.schedule, epochs=12, updates_per_epoch=steps)
+    for step, lr in ((0, 1e-7), (1000, 1e-4), (8 * steps - 1, 1e-4), (8 * steps, 1e-5), (11 * steps, 1e-6)):
+        schedule.step_update(step)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr, rel=1e-3), step

@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+import torch
+
 from ganglion.ops.routes import CHUNK
 from ganglion.ops.triton.launch import Tiling, tiling
 
@@ -82,6 +84,8 @@ def default_tiling(shape: Shape, *, backward: bool, processors: int = 132) -> Ti
         length=shape.length,
         channels=shape.channels,
         n_routes=shape.n_routes,
+        dt_rank=shape.dt_rank,
+        dtype=torch.float32 if shape.itemsize == FLOAT else torch.float16,
         processors=processors,
         backward=backward,
     )
@@ -114,7 +118,7 @@ def requested(shape: Shape, how: Tiling, *, backward: bool) -> Bytes:
         again = R > (16 if item == FLOAT else 32)  # some columns are fetched once more
         read += L * step(R + 4 * N + again * (R + 2 * N), 2) + chunks * state
         read += swept * (how.steps * step(R + 2 * N, 1) + N * D * FLOAT)
-        written = L * (D * item + blocks * (R + 2 * N) * FLOAT)
+        written = L * (D * item + blocks * (R + 2 * N) * item)
         written += segments * (D * (shape.padded_rank + 2) * FLOAT + state)
     else:
         read += weight + rows(N + 2)  # bias, A, D
@@ -137,7 +141,7 @@ def merging(shape: Shape, how: Tiling, *, backward: bool) -> Bytes:
     merged = Bytes(read=groups * x, written=x) if groups > 1 else Bytes(read=0, written=0)
     if backward:
         blocks = -(-shape.channels // how.block_d)
-        partial = shape.batch * shape.length * shape.n_routes * shape.projections * FLOAT
+        partial = shape.batch * shape.length * shape.n_routes * shape.projections * shape.itemsize
         merged += Bytes(read=blocks * partial, written=proj)
     return merged
 
@@ -153,7 +157,7 @@ def once(shape: Shape, how: Tiling, *, backward: bool) -> Bytes:
     states = shape.batch * K * N * shape.channels * FLOAT
     if backward:
         blocks = -(-shape.channels // how.block_d)
-        partial = blocks * shape.batch * shape.length * K * shape.projections * FLOAT
+        partial = blocks * shape.batch * shape.length * K * shape.projections * shape.itemsize
         read = 2 * x + proj + parameters + chunks * states
         gradients = K * shape.channels * (shape.padded_rank + N + 2) * FLOAT
         written = groups * x + partial + shape.batch * segments * gradients
@@ -188,9 +192,9 @@ def published(shape: Shape) -> Bytes:
     return sum(steps[1:], steps[0])
 
 
-def ratios(shape: Shape) -> tuple[float, float]:
+def ratios(shape: Shape, how: Tiling | None = None) -> tuple[float, float]:
     """Bytes of our forward pass over those of the published one, both with the projections: (once, requested)."""
-    how = default_tiling(shape, backward=False)
+    how = how or default_tiling(shape, backward=False)
     rest = merging(shape, how, backward=False) + projection(shape)
     reference = published(shape).total
     return (

@@ -86,6 +86,8 @@ def compile_kernel(
         length=length,
         channels=channels,
         n_routes=len(codes),
+        dt_rank=dt_rank,
+        dtype=dtype,
         processors=processors,
         backward=backward,
     )
@@ -101,10 +103,11 @@ def compile_kernel(
         block_d=how.block_d,
         backend=TARGETS[target].backend,
         backward=backward,
+        log_A=True,  # as the networks call it
     )
     constants |= {"HAS_SKIP": True, "WALKS": how.walks, "CHUNK": CHUNK, **extra}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-    in_x = {"x", "proj", "y", "grad_y", "grad_x"}
+    in_x = {"x", "proj", "y", "grad_y", "grad_x", "grad_proj"}
     integers = {"batch", "height", "width", "channels", "segments", "segment_steps", "chunks"}
     signature, attrs = {}, {}
     for i, arg in enumerate(kernel.arg_names):

@@ -33,12 +33,6 @@ _CASCADE = (
 )
 
 
-@torch.fx.wrap
-def at_least_float32(x: Tensor) -> Tensor:
-    """x in float64 if that is its dtype, else in float32: the precision in which the recurrence runs."""
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
-
-
 class SpatialSoftmax(nn.Module):
     """Softmax of every channel over the pixels."""
 
@@ -155,35 +149,43 @@ class SS2D(Mixer):
         y = self.conv(to_map(y, x))
         y = self.act(to_tokens(y))
         height, width = x.shape[2], x.shape[3]
-        y = (
-            self._cascade_scan(y, height, width)
-            if self.cascade
-            else self._scan(y, height, width, 0, len(self.routes))
-        )
+        if self.cascade:
+            y = self._cascade_scan(y, height, width)
+        else:
+            weights = self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds
+            y = self._scan(y, height, width, weights, self.routes)
         y = self.out_norm(to_map(y, x))
         y = self.out_act(to_tokens(y))
         if z is not None:
             y = y * self.gate_act(z)
         return to_map(self.out_proj(y), x)
 
-    def _scan(self, x: Tensor, height: int, width: int, first: int, last: int) -> Tensor:
-        """The sum of routes first .. last - 1 over x, (B, height * width, D)."""
-        n_routes = last - first
-        proj = F.linear(x, self.x_proj_weight[first:last].flatten(0, 1))
-        start, stop = first * self.d_inner, last * self.d_inner
-        A = -torch.exp(at_least_float32(self.A_logs[start:stop]))
+    def _scan(
+        self, x: Tensor, height: int, width: int, weights: tuple[Tensor, ...], routes: list[int]
+    ) -> Tensor:
+        """The sum of some routes over x, (B, height * width, D). weights: those of the routes."""
+        x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds = weights
+        proj = F.linear(x, x_proj_weight.flatten(0, 1))
         y, _ = torch.ops.ganglion.scan2d(
             x.to(proj.dtype),
             proj,
-            at_least_float32(self.dt_projs_weight[first:last]),
-            at_least_float32(self.dt_projs_bias[first:last]),
-            A.view(n_routes, self.d_inner, self.d_state),
-            at_least_float32(self.Ds[start:stop]).view(n_routes, self.d_inner),
-            self.routes[first:last],
+            dt_projs_weight,
+            dt_projs_bias,
+            A_logs.view(len(routes), self.d_inner, self.d_state),
+            Ds.view(len(routes), self.d_inner),
+            routes,
             self.backend,
             [height, width],
+            True,
         )
         return y
+
+    def _one_route(self, x: Tensor, height: int, width: int, route: int) -> Tensor:
+        one = slice(route, route + 1)
+        channels = slice(route * self.d_inner, (route + 1) * self.d_inner)
+        per_route = self.x_proj_weight[one], self.dt_projs_weight[one], self.dt_projs_bias[one]
+        weights = (*per_route, self.A_logs[channels], self.Ds[channels])
+        return self._scan(x, height, width, weights, self.routes[one])
 
     def _cascade_scan(self, x: Tensor, height: int, width: int) -> Tensor:
         """Rows, then columns, each in both directions and normalised first (VMamba, Table 5).
@@ -192,6 +194,6 @@ class SS2D(Mixer):
         """
         for route, axis in ((0, 2), (2, 1)):
             x = F.layer_norm(x, [self.d_inner])
-            back = self._scan(x, height, width, route + 1, route + 2).unflatten(1, [height, width]).flip(axis)
-            x = self._scan(x, height, width, route, route + 1) + back.flatten(1, 2)
+            back = self._one_route(x, height, width, route + 1).unflatten(1, [height, width]).flip(axis)
+            x = self._one_route(x, height, width, route) + back.flatten(1, 2)
         return x

@@ -12,7 +12,9 @@ and a module for every operator that it has, named as the operator. The module o
     backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes)
         -> (grad_x, grad_proj, grad_dt_weight, grad_dt_bias, grad_A, grad_D or None)
 
-with the shapes and dtypes of `ganglion.ops.scan2d`; carry is (B, K * ceil(L / CHUNK) * N * D), the state of each walk
+with the shapes and dtypes of `ganglion.ops.scan2d`. If PREPARES of the module is true, both also take a keyword log_A,
+which says that A is log(-A), and the parameters are of any floating dtype, as are their gradients; else they are given,
+and give, the state's dtype. carry is (B, K * ceil(L / CHUNK) * N * D), the state of each walk
 before every CHUNK-th step. The module of `selective_scan` has
 
     rejects(u, *, d_state) -> str | None

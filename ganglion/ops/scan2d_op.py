@@ -9,7 +9,9 @@ Shape letters: B batch, H W height and width, L = H * W, D channels, K routes, R
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,27 +87,57 @@ def _forward(
     routes: Sequence[int],
     backend: str,
     size: Sequence[int] | None = None,
+    log_A: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`scan2d` with routes as codes. Returns y and carry (B, K * ceil(L / CHUNK) * N * D): the state of each walk
     before every CHUNK-th step.
 
+    dt_weight, dt_bias, A, D: each of any floating dtype that is not wider than the state's.
+    log_A: A holds log(-A), as networks keep it: they have nothing to compute before a scan, and nothing to cast.
+
     size: H and W, for x, proj and y as tokens, (B, L, ...). Networks call it so: of tokens, `torch.compile` keeps for
     the backward pass what is contiguous, whereas it takes H of a (B, H, W, D) for channels.
     """
-    check(x, proj, dt_weight, dt_bias, A, D, routes, size)
+    tensors = x, proj, dt_weight, dt_bias, A, D
+    _check_once(*map(_meta, tensors), tuple(routes), None if size is None else tuple(size))
     if x.numel() == 0:
-        return _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend, size)
+        return _fake_forward(*tensors, routes, backend, size, log_A)
     module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
-    y, carry = module.forward(
-        _map(x, size).contiguous(),
-        _map(proj, size).contiguous(),
-        dt_weight.contiguous(),
-        dt_bias.contiguous(),
-        A.contiguous(),
-        None if D is None else D.contiguous(),
-        routes,
+    maps = _map(x, size).contiguous(), _map(proj, size).contiguous()
+    if module.PREPARES:
+        y, carry = module.forward(*maps, *map(_contiguous, tensors[2:]), routes, log_A=log_A)
+    else:
+        y, carry = module.forward(*maps, *map(_contiguous, _prepared(*tensors, log_A)), routes)
+    return (y if size is None else y.view(x.shape)), carry
+
+
+def _prepared(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    log_A: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The parameters in the state's dtype, and A itself."""
+    work = _work(x.dtype)
+    A = A.to(work)
+    return (
+        dt_weight.to(work),
+        dt_bias.to(work),
+        -torch.exp(A) if log_A else A,
+        None if D is None else D.to(work),
     )
-    return y.reshape(x.shape), carry
+
+
+def _work(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the state."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
 
 
 def _map(x: Tensor, size: Sequence[int] | None) -> Tensor:
@@ -113,18 +145,19 @@ def _map(x: Tensor, size: Sequence[int] | None) -> Tensor:
     return x if size is None else x.unflatten(1, size)
 
 
-def _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend, size=None):
+def _fake_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend, size=None, log_A=False):
     check(x, proj, dt_weight, dt_bias, A, D, routes, size)
     batch, height, width, channels = _map(x, size).shape
     # One axis, as programs with dynamic sizes hold for one answer to whether an axis is 1, and ceil(L / CHUNK) may be.
     chunks = (height * width + CHUNK - 1) // CHUNK
-    carry = x.new_empty((batch, chunks * (A.shape[0] * A.shape[2] * channels)), dtype=dt_weight.dtype)
+    carry = x.new_empty((batch, chunks * (A.shape[0] * A.shape[2] * channels)), dtype=_work(x.dtype))
     return x.new_empty(x.shape), carry
 
 
-def _plain_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend, size=None):
+def _plain_forward(x, proj, dt_weight, dt_bias, A, D, routes, backend, size=None, log_A=False):
     check(x, proj, dt_weight, dt_bias, A, D, routes, size)
-    y, carry = plain.forward(_map(x, size), _map(proj, size), dt_weight, dt_bias, A, D, routes)
+    ready = _prepared(x, proj, dt_weight, dt_bias, A, D, log_A)
+    y, carry = plain.forward(_map(x, size), _map(proj, size), *ready, routes)
     return y.reshape(x.shape), carry
 
 
@@ -140,35 +173,46 @@ def _backward(
     routes: Sequence[int],
     backend: str,
     size: Sequence[int] | None = None,
+    log_A: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, proj, dt_weight, dt_bias, A and D (empty if D is None)."""
+    """Gradients of x, proj, dt_weight, dt_bias, A (or log(-A)) and D (empty if D is None)."""
     if x.numel() == 0:
         grads = [torch.zeros_like(t) for t in (x, proj, dt_weight, dt_bias, A)]
-        return (*grads, A.new_zeros(0 if D is None else D.shape))
+        return (*grads, A.new_zeros(0) if D is None else torch.zeros_like(D))
     module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
-    grad_x, grad_proj, *grads, grad_D = module.backward(
-        _map(grad_y.to(x.dtype), size).contiguous(),
-        _map(x, size).contiguous(),
-        _map(proj, size).contiguous(),
-        dt_weight.contiguous(),
-        dt_bias.contiguous(),
-        A.contiguous(),
-        None if D is None else D.contiguous(),
-        carry,
-        routes,
-    )
+    maps = [_map(t, size).contiguous() for t in (grad_y.to(x.dtype), x, proj)]
+    parameters = dt_weight, dt_bias, A, D
+    if module.PREPARES:
+        grads = module.backward(*maps, *map(_contiguous, parameters), carry, routes, log_A=log_A)
+    else:
+        ready = tuple(map(_contiguous, _prepared(x, proj, *parameters, log_A)))
+        grads = _unprepared(module.backward(*maps, *ready, carry, routes), ready, parameters, log_A)
+    grad_x, grad_proj, *grads, grad_D = grads
     grad_D = A.new_empty(0) if grad_D is None else grad_D
     return (grad_x.reshape(x.shape), grad_proj.reshape(proj.shape), *grads, grad_D)
 
 
-def _fake_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend, size=None):
+def _unprepared(grads, ready, parameters, log_A):
+    """The gradients of the parameters from those of what `_prepared` made of them."""
+    grad_x, grad_proj, *grads = grads
+    if log_A:
+        grads[2] = grads[2] * ready[2]  # -exp is its own derivative
+    grads = [None if t is None else g.to(t.dtype) for g, t in zip(grads, parameters, strict=True)]
+    return (grad_x, grad_proj, *grads)
+
+
+def _fake_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend, size=None, log_A=False):
     grads = [t.new_empty(t.shape) for t in (x, proj, dt_weight, dt_bias, A)]
-    return (*grads, A.new_empty(0 if D is None else D.shape))
+    return (*grads, A.new_empty(0) if D is None else D.new_empty(D.shape))
 
 
-def _plain_backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend, size=None):
+def _plain_backward(
+    grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, backend, size=None, log_A=False
+):
     maps = _map(grad_y, size), _map(x, size), _map(proj, size)
-    grads = plain.backward(*maps, dt_weight, dt_bias, A, D, carry, routes)
+    parameters = dt_weight, dt_bias, A, D
+    ready = _prepared(x, proj, *parameters, log_A)
+    grads = _unprepared(plain.backward(*maps, *ready, carry, routes), ready, parameters, log_A)
     grads = [A.new_zeros(0) if grad is None else grad for grad in grads]
     return (grads[0].reshape(x.shape), grads[1].reshape(proj.shape), *grads[2:])
 
@@ -181,7 +225,7 @@ def _gradient(grads, args, records):
 
 define(
     "scan2d",
-    f"({_ARGUMENTS}, SymInt[] routes, str backend, SymInt[]? size=None) -> (Tensor, Tensor)",
+    f"({_ARGUMENTS}, SymInt[] routes, str backend, SymInt[]? size=None, bool log_A=False) -> (Tensor, Tensor)",
     tensors=6,
     kernel=_forward,
     fake=_fake_forward,
@@ -192,7 +236,7 @@ define(
 )
 define(
     "scan2d_backward",
-    f"(Tensor grad_y, {_ARGUMENTS}, Tensor carry, SymInt[] routes, str backend, SymInt[]? size=None)"
+    f"(Tensor grad_y, {_ARGUMENTS}, Tensor carry, SymInt[] routes, str backend, SymInt[]? size=None, bool log_A=False)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tensors=8,
     kernel=_backward,
@@ -212,13 +256,38 @@ def check(
     size: Sequence[int] | None = None,
 ) -> None:
     """Raise ValueError or TypeError, naming the argument, unless the arguments of `scan2d` fit together."""
-    if size is None and x.ndim != 4:
+    _check(*map(_meta, (x, proj, dt_weight, dt_bias, A, D)), routes, size)
+
+
+class _Meta(NamedTuple):
+    """All of a tensor that `check` looks at."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _meta(t: Tensor | None) -> _Meta | None:
+    return None if t is None else _Meta(t.shape, t.dtype, t.device)
+
+
+def _check(
+    x: _Meta,
+    proj: _Meta,
+    dt_weight: _Meta,
+    dt_bias: _Meta,
+    A: _Meta,
+    D: _Meta | None,
+    routes: Sequence[int],
+    size: Sequence[int] | None,
+) -> None:
+    if size is None and len(x.shape) != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, H, W, D)")
-    if size is not None and (len(size) != 2 or x.ndim != 3 or x.shape[1] != size[0] * size[1]):
+    if size is not None and (len(size) != 2 or len(x.shape) != 3 or x.shape[1] != size[0] * size[1]):
         raise ValueError(
             f"x has shape {tuple(x.shape)}, size is {list(size)}: expected (B, H * W, D) and [H, W]"
         )
-    if dt_weight.ndim != 3 or A.ndim != 3:
+    if len(dt_weight.shape) != 3 or len(A.shape) != 3:
         raise ValueError(
             f"dt_weight has shape {tuple(dt_weight.shape)}, A {tuple(A.shape)}: expected (K, D, R) and (K, D, N)"
         )
@@ -235,13 +304,13 @@ def check(
     dtype, device = x.dtype, x.device
     if dtype not in _FLOATS:
         raise TypeError(f"x has dtype {dtype}: expected one of {', '.join(map(str, _FLOATS))}")
-    work = torch.float64 if dtype == torch.float64 else torch.float32
+    narrower = _FLOATS if dtype == torch.float64 else _FLOATS[:3]
     for name, tensor, shape, expected in (
-        ("proj", proj, (*x.shape[:-1], n_routes * (rank + 2 * state)), dtype),
-        ("dt_weight", dt_weight, (n_routes, channels, rank), work),
-        ("dt_bias", dt_bias, (n_routes, channels), work),
-        ("A", A, (n_routes, channels, state), work),
-        ("D", D, (n_routes, channels), work),
+        ("proj", proj, (*x.shape[:-1], n_routes * (rank + 2 * state)), (dtype,)),
+        ("dt_weight", dt_weight, (n_routes, channels, rank), narrower),
+        ("dt_bias", dt_bias, (n_routes, channels), narrower),
+        ("A", A, (n_routes, channels, state), narrower),
+        ("D", D, (n_routes, channels), narrower),
     ):
         if tensor is None:
             continue
@@ -252,5 +321,10 @@ def check(
             )
         if tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device}, x on {device}: move them to one device")
-        if tensor.dtype != expected:
-            raise TypeError(f"{name} has dtype {tensor.dtype}, x {dtype}: expected {expected}")
+        if tensor.dtype not in expected:
+            wanted = " or ".join(map(str, expected))
+            raise TypeError(f"{name} has dtype {tensor.dtype}, x {dtype}: expected {wanted}")
+
+
+#: Remembered, for shapes that are numbers: in a network every call has been seen before.
+_check_once = functools.lru_cache(maxsize=1024)(_check)

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -141,19 +142,26 @@ class TestPlan:
     """The choice of the parallel form."""
 
     @staticmethod
-    def tiling(batch, side, channels, *, backward=False):
+    def tiling(batch, side, channels, *, rank=6, dtype=torch.float16, backward=False):
         from ganglion.ops.triton import launch
 
         return launch.tiling(
-            batch=batch, length=side * side, channels=channels, n_routes=4,
+            batch=batch, length=side * side, channels=channels, n_routes=4, dt_rank=rank, dtype=dtype,
             processors=132, backward=backward,
         )  # fmt: skip
 
-    def test_large_batches_walk_whole_routes(self):
-        for side, channels in ((56, 96), (28, 192), (14, 384), (7, 768)):
-            for backward in (False, True):
-                tiling = self.tiling(128, side, channels, backward=backward)
-                assert (tiling.walks == 1) == backward and tiling.segment_chunks * 64 >= side * side
+    @pytest.mark.parametrize(
+        ("side", "channels", "rank", "fastest"),
+        [(56, 96, 6, (1, 32, 32)), (28, 192, 12, (1, 64, 16)), (14, 384, 24, (1, 64, 16)), (7, 768, 48, (4, 32, 32))],
+    )  # fmt: skip
+    def test_large_batches_get_what_was_measured_to_be_fastest(self, side, channels, rank, fastest):
+        """Of the stages of VMamba-T at 128 images on an H200: (routes a program, channels, steps)."""
+        found = self.tiling(128, side, channels, rank=rank)
+        assert (found.walks, found.block_d, found.steps) == fastest
+        for dtype, backward in ((torch.float32, False), (torch.float16, True), (torch.float32, True)):
+            found = self.tiling(128, side, channels, rank=rank, dtype=dtype, backward=backward)
+            assert (found.walks, found.block_d, found.steps) == (1, 32, 16)
+            assert found.segment_chunks * 64 >= side * side
 
     def test_one_image_is_cut_into_segments(self):
         from ganglion.ops.triton.launch import MAX_SEGMENTS
@@ -162,6 +170,13 @@ class TestPlan:
             tiling = self.tiling(1, side, 96)
             segments = -(-side * side // 64) / tiling.segment_chunks
             assert tiling.walks == 1 and 16 < segments <= MAX_SEGMENTS
+
+    def test_routes_are_cut_only_where_programs_are_far_too_few(self):
+        """Two segments cost what they gain, and a launch. 12 programs an image here, of 1,452 that fill the device."""
+        segments = {
+            batch: -(-49 // self.tiling(batch, 56, 96).segment_chunks) for batch in (8, 24, 30, 41, 121)
+        }
+        assert segments == {8: 13, 24: 6, 30: 5, 41: 1, 121: 1}
 
     def test_every_shape_gets_a_legal_tiling(self):
         for batch in (1, 2, 16, 128, 1000):
@@ -188,15 +203,19 @@ class TestPlan:
 @needs_triton
 @pytest.mark.parametrize("network", ["vmamba_tiny_s1l8", "vmamba_tiny_s2l5", "sparx_mamba_tiny"])
 def test_bytes_of_the_forward_pass(network, benchmark_modules):
-    """At most a quarter of the published sequence's, with every byte that a launch touches counted once.
+    """At most a quarter of the published sequence's where a program walks all routes, with every byte that a launch
+    touches counted once. One route a program is faster where that fills the device; it pays with maps of the routes.
 
     `triton_interpreted.py` holds the count of all loads and stores to what the kernels do.
     """
-    from gpu_bytes import STAGES, Shape, ratios
+    from gpu_bytes import STAGES, Shape, default_tiling, ratios
 
     for channels, rank, side in STAGES[network]:
-        least, most = ratios(Shape(batch=128, height=side, width=side, channels=channels, dt_rank=rank))
-        assert least <= 0.25, (channels, least)
+        shape = Shape(batch=128, height=side, width=side, channels=channels, dt_rank=rank)
+        how = default_tiling(shape, backward=False)
+        assert ratios(shape, replace(how, walks=4))[0] <= 0.25, channels
+        least, most = ratios(shape, how)
+        assert least <= 0.31, (channels, least)
         assert least < most < 1, (channels, most)
 
 

@@ -15,6 +15,9 @@ _BLOCK = 32
 #: Backward works on about this many pieces at once, however many threads there are.
 _PIECES = 64
 
+#: Parameters come in the state's dtype: see `ganglion.ops.dispatch`.
+PREPARES = False
+
 
 def rejects(x: Tensor, *, d_state: int, dt_rank: int) -> str | None:
     """Why this backend does not serve the call, None if it does."""

@@ -15,6 +15,9 @@ from torch import Tensor
 from .. import recurrence
 from ..routes import CHUNK, Route
 
+#: Parameters come in the state's dtype: see `ganglion.ops.dispatch`.
+PREPARES = False
+
 
 def rejects(x: Tensor, *, d_state: int, dt_rank: int) -> str | None:
     """Why this backend does not serve the call, None if it does."""

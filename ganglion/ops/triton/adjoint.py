@@ -31,6 +31,7 @@ from .kernels import (
     locate,
     onwards,
     pixels,
+    rates,
     row,
     row_of,
     softplus,
@@ -78,12 +79,12 @@ def backward_kernel(
     proj,  # (B, L, K * (R + 2 * N))
     dt_weight,  # (K, D, R)
     dt_bias,  # (K, D)
-    A,  # (K, D, N)
+    A,  # (K, D, N); log(-A) if LOG_A
     skip,  # (K, D), read if HAS_SKIP
     carry,  # (B, K, chunks, N, D)
     ends,  # read if segments > 1, see segment_ends_kernel
     grad_x,  # out (K, B, L, D)
-    grad_proj,  # out (D / BLOCK_D, B, L, K * (R + 2 * N)) float32
+    grad_proj,  # out (D / BLOCK_D, B, L, K * (R + 2 * N))
     grad_weight,  # out (B, segments, K, D, RANK): R padded to whole pieces
     grad_rows,  # out (B, segments, K, N + 2, D): of dt_bias, of skip (route 0 for all), of the columns of A
     batch,
@@ -107,6 +108,7 @@ def backward_kernel(
     WIDE: tl.constexpr,
     EVEN: tl.constexpr,
     RESTART: tl.constexpr,
+    LOG_A: tl.constexpr,
 ):
     K: tl.constexpr = len(ROUTES)
     PIECES: tl.constexpr = (R + PIECE - 1) // PIECE
@@ -174,7 +176,7 @@ def backward_kernel(
             b_x = load_tile(x, o_pixel, m_t, o_d, m_d, channels).to(tl.float32)
             b_dt = softplus(step_logit(b_low, b_w, b_bias, T, PRECISION), COEFFICIENTS)
             for n in range(N):
-                b_a = tl.exp2(b_dt * row_of(A + n, o_d * N, m_d))
+                b_a = tl.exp2(b_dt * rates(A, n, o_d, m_d, N, LOG_A))
                 if RESTART:
                     b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
                 b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "")
@@ -200,7 +202,7 @@ def backward_kernel(
             b_ddt = tl.zeros([T, BLOCK_D], tl.float32)
             b_dBC = tl.zeros([T, STATES], tl.float32)
             for n in range(N):
-                b_A = row_of(A + n, o_d * N, m_d)
+                b_A = rates(A, n, o_d, m_d, N, LOG_A)
                 b_a = tl.exp2(b_dt * b_A)
                 if RESTART:
                     b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
@@ -245,7 +247,7 @@ def backward_kernel(
             o_column = (o_pixel * WIDTH_P)[:, None]
             tl.store(
                 grad_proj + R + o_column + o_s[None, :],
-                b_dBC * tl.where(o_s < N, 1.0, LN2)[None, :],
+                (b_dBC * tl.where(o_s < N, 1.0, LN2)[None, :]).to(grad_proj.dtype.element_ty),
                 mask=m_t[:, None] & (o_s < 2 * N)[None, :],
             )
             b_dz = b_ddt * b_slope
@@ -261,7 +263,7 @@ def backward_kernel(
                 o_r = tl.arange(0, PIECE) + p * PIECE
                 tl.store(
                     grad_proj + o_column + o_r[None, :],
-                    b_dlow,
+                    b_dlow.to(grad_proj.dtype.element_ty),
                     mask=m_t[:, None] & (o_r < R)[None, :],
                 )
             b_dw = b_dw_next
@@ -275,4 +277,7 @@ def backward_kernel(
     tl.store(grad_rows + channels + o_d, b_dskip, mask=m_d)
     o_h = (o_n * channels)[:, None] + o_d[None, :]
     m_x = (o_n < N)[:, None] & m_d[None, :]
+    if LOG_A:  # dA / d log(-A) is A
+        b_log = tl.load(A + (o_d * N)[None, :] + o_n[:, None], mask=m_x, other=0.0).to(tl.float32)
+        b_dA *= -tl.exp2(b_log * LOG2E)
     tl.store(grad_rows + 2 * channels + o_h, b_dA * LN2, mask=m_x)

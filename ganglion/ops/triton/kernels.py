@@ -128,7 +128,7 @@ def load_weights(dt_weight, o_d, m_d, R: tl.constexpr, PIECE: tl.constexpr):
         o_r = tl.arange(0, PIECE) + i * PIECE
         o_h = tl.max_contiguous((o_d * R)[None, :] + o_r[:, None], [1, 1])
         m_x = m_d[None, :] & (o_r < R)[:, None]
-        b_w = b_w + (tl.load(dt_weight + o_h, mask=m_x, other=0.0) * LOG2E,)
+        b_w = b_w + (tl.load(dt_weight + o_h, mask=m_x, other=0.0).to(tl.float32) * LOG2E,)
     return b_w
 
 
@@ -162,8 +162,17 @@ def load_states(proj, o_pixel, m_t, width_p, n, R: tl.constexpr, N: tl.constexpr
 
 @triton.jit
 def row_of(parameter, o_d, m_d):
-    """A row (1, B) of a parameter, a lane to a channel."""
-    return tl.load(parameter + o_d[None, :], mask=m_d[None, :], other=0.0)
+    """A row (1, B) of a parameter in float32, a lane to a channel."""
+    return tl.load(parameter + o_d[None, :], mask=m_d[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def rates(A, n, o_d, m_d, N: tl.constexpr, LOG_A: tl.constexpr):
+    """Row n of A, (1, B)."""
+    b_A = row_of(A + n, o_d * N, m_d)
+    if LOG_A:
+        b_A = -tl.exp2(b_A * LOG2E)
+    return b_A
 
 
 @triton.jit
@@ -267,6 +276,7 @@ def segment_ends_kernel(
     WIDE: tl.constexpr,
     EVEN: tl.constexpr,
     RESTART: tl.constexpr,
+    LOG_A: tl.constexpr,
 ):
     """First pass of the chunked form. ADJOINT walks backwards and carries the gradient of the state instead."""
     K: tl.constexpr = len(ROUTES)
@@ -301,7 +311,7 @@ def segment_ends_kernel(
         b_bias = row_of(dt_bias, o_d, m_d)
         b_dt = softplus(step_logit(b_low, b_w, b_bias, T, PRECISION), COEFFICIENTS)
         for n in range(N):
-            b_a = tl.exp2(b_dt * row_of(A + n, o_d * N, m_d))
+            b_a = tl.exp2(b_dt * rates(A, n, o_d, m_d, N, LOG_A))
             if RESTART:
                 b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
             b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "")
@@ -325,7 +335,7 @@ def forward_kernel(
     proj,  # (B, L, K * (R + 2 * N))
     dt_weight,  # (K, D, R)
     dt_bias,  # (K, D)
-    A,  # (K, D, N)
+    A,  # (K, D, N); log(-A) if LOG_A
     skip,  # (K, D), read if HAS_SKIP
     ends,  # read if segments > 1, see segment_ends_kernel
     y,  # out (K / WALKS, B, L, D): the sum over each group of WALKS routes
@@ -352,6 +362,7 @@ def forward_kernel(
     WIDE: tl.constexpr,
     EVEN: tl.constexpr,
     RESTART: tl.constexpr,
+    LOG_A: tl.constexpr,
 ):
     """The scan. A program owns its channels of its partial map, so the routes it walks add up there in place."""
     K: tl.constexpr = len(ROUTES)
@@ -412,7 +423,7 @@ def forward_kernel(
             if HAS_SKIP:
                 b_y += row_of(p_skip, o_d, m_d) * b_x
             for n in range(N):
-                b_a = tl.exp2(b_dt * row_of(p_A + n, o_d * N, m_d))
+                b_a = tl.exp2(b_dt * rates(p_A, n, o_d, m_d, N, LOG_A))
                 if RESTART:
                     b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
                 b_B, b_C = load_states(p_proj, o_pixel, m_t, WIDTH_P, n, R, N, "")

@@ -25,9 +25,11 @@ from ..routes import CHUNK
 from .adjoint import backward_kernel
 from .kernels import LOG1P_FULL, LOG1P_HALF, forward_kernel, segment_ends_kernel
 
-#: Programs per multiprocessor below which a launch is split further. Programs are single warps, but the steps of a
-#: tile are independent work inside a warp, so that few of them keep a scheduler busy.
-FILL = 5
+#: Programs per multiprocessor that a launch should have. Programs are single warps, so this is also about how many of
+#: them fit there at once.
+FILL = 11
+#: Fewer segments than this are slower than none: they cost the recurrence twice, and a launch.
+LEAST_SEGMENTS = 4
 #: One warp: see `kernels`, which also fetch ahead by themselves. Products and sums are fused, which newer releases of
 #: Triton do only where they are asked to.
 OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
@@ -58,21 +60,36 @@ def tiling(
     length: int,
     channels: int,
     n_routes: int,
+    dt_rank: int,
+    dtype: torch.dtype,
     processors: int,
     backward: bool,
 ) -> Tiling:
-    """The tiling for a shape on a device of `processors` multiprocessors."""
-    # As many channels as lanes: see `kernels`.
-    block_d, steps = 32, 16
+    """The tiling for a shape on a device of `processors` multiprocessors.
+
+    From a table measured on an H200, which docs/measurements keeps: one route a program is best wherever that fills the
+    device, although the maps of the routes are then summed by a launch of their own; only where so many programs are
+    left without it that a second round of them is full does a program walk all routes.
+    """
     chunks = -(-length // CHUNK)
-    blocks = batch * -(-channels // block_d)
-    wanted = FILL * processors
-    # Fewest partial sums first: they cost memory traffic. Then segments: they cost the recurrence twice.
-    for walks in range(1 if backward else n_routes, 0, -1):
-        if n_routes % walks == 0 and blocks * (n_routes // walks) >= wanted:
-            return Tiling(block_d=block_d, steps=steps, walks=walks, segment_chunks=chunks)
-    segments = min(MAX_SEGMENTS, chunks, -(-wanted // (blocks * n_routes)))
-    return Tiling(block_d=block_d, steps=steps, walks=1, segment_chunks=-(-chunks // segments))
+    fill = FILL * processors
+
+    def programs(block_d: int) -> int:
+        return batch * -(-channels // block_d) * n_routes
+
+    # In float32 larger tiles spill, and backward has no registers to spare either: as many channels as lanes.
+    block_d, steps, walks = 32, 16, 1
+    if not backward and dtype != torch.float32:
+        if programs(32) // n_routes >= 2 * fill:
+            steps, walks = 32, n_routes
+        elif channels % 64 == 0 and programs(64) >= fill:
+            block_d = 64  # the projections are read by half as many programs
+        elif dt_rank <= 16:
+            steps = 32
+    segments = min(MAX_SEGMENTS, chunks, -(-fill // programs(block_d)))
+    if segments < LEAST_SEGMENTS:
+        segments = 1
+    return Tiling(block_d=block_d, steps=steps, walks=walks, segment_chunks=-(-chunks // segments))
 
 
 @functools.cache
@@ -84,9 +101,9 @@ def processors(device: torch.device) -> int:
     return 1
 
 
-def backend_of(x: Tensor) -> str:
-    """The name of the compiler's backend for the device of x."""
-    return "hip" if torch.version.hip else x.device.type
+def backend_of(device: torch.device) -> str:
+    """The name of the compiler's backend for a device."""
+    return "hip" if torch.version.hip else device.type
 
 
 def precision(dtype: torch.dtype, backend: str) -> str:
@@ -111,6 +128,7 @@ def constants(
     block_d: int,
     backend: str,
     backward: bool,
+    log_A: bool = False,
 ) -> dict[str, object]:
     """The compile-time arguments that all kernels share."""
     full = dtype == torch.float32
@@ -128,31 +146,48 @@ def constants(
         "WIDE": length * max(channels, n_routes * (dt_rank + 2 * d_state)) >= 2**31,
         "EVEN": length % steps == 0 and channels % block_d == 0,
         "RESTART": any(code & 8 for code in routes),
+        "LOG_A": log_A,
     }
 
 
+#: Calls that are remembered. A network has a few dozen; what is forgotten is found again.
+REMEMBERED = 1024
+
+
 class _Call:
-    """What the launches of one forward or backward call have in common."""
+    """What the launches of one forward or backward call have in common, for all calls of one signature.
+
+    A kernel is launched through Triton's front end once; from then on the compiled kernel is called. What else the
+    front end looks at are the alignments of the pointers, which are looked at here in every call.
+    """
 
     def __init__(
         self,
-        x: Tensor,
-        dt_weight: Tensor,
-        A: Tensor,
-        routes: Sequence[int],
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        parameters: tuple[torch.dtype, ...],  # their dtypes: only told apart
+        n_routes: int,
+        dt_rank: int,
+        d_state: int,
+        routes: tuple[int, ...],
         how: Tiling | None,
+        has_skip: bool,
+        log_A: bool,
         backward: bool,
     ):
-        self.batch, self.height, self.width, self.channels = x.shape
+        self.batch, self.height, self.width, self.channels = self.shape = shape
         self.length = self.height * self.width
-        self.n_routes, _, self.d_state = A.shape
+        self.n_routes, self.d_state, self.has_skip = n_routes, d_state, has_skip
         self.chunks = -(-self.length // CHUNK)
         self.tiling = how or tiling(
             batch=self.batch,
             length=self.length,
             channels=self.channels,
-            n_routes=self.n_routes,
-            processors=processors(x.device),
+            n_routes=n_routes,
+            dt_rank=dt_rank,
+            dtype=dtype,
+            processors=processors(device),
             backward=backward,
         )
         if self.tiling.walks > 1 and self.tiling.segment_chunks < self.chunks:
@@ -164,48 +199,80 @@ class _Call:
                 f"{self.tiling}: a program of the backward pass walks one route, walks has to be 1"
             )
         self.segments = -(-self.chunks // self.tiling.segment_chunks)
-        self.groups = self.n_routes // self.tiling.walks
+        self.groups = n_routes // self.tiling.walks
         self.blocks = -(-self.channels // self.tiling.block_d)
-        self.shape = (self.batch, self.height, self.width, self.channels)
         self.sizes = (*self.shape, self.segments, self.tiling.segment_chunks * CHUNK)
+        self.ends_shape = (self.batch, n_routes, self.segments, 2, d_state, self.channels)
+        self.carry_shape = (self.batch, n_routes * self.chunks * d_state * self.channels)
         self.constants = constants(
-            dtype=x.dtype,
+            dtype=dtype,
             length=self.length,
             channels=self.channels,
-            n_routes=self.n_routes,
-            d_state=self.d_state,
-            dt_rank=dt_weight.shape[2],
+            n_routes=n_routes,
+            d_state=d_state,
+            dt_rank=dt_rank,
             routes=routes,
             steps=self.tiling.steps,
             block_d=self.tiling.block_d,
-            backend=backend_of(x),
+            backend=backend_of(device),
             backward=backward,
+            log_A=log_A,
         )
+        self.compiled: dict[tuple, object] = {}
 
-    def grid(self, groups: int) -> tuple[int]:
-        return (self.batch * self.blocks * groups * self.segments,)
+    def launch(
+        self,
+        kernel: triton.JITFunction,
+        groups: int,
+        tensors: Sequence[Tensor],
+        numbers: Sequence[int],
+        **special: object,
+    ) -> None:
+        """Launch a kernel with `groups` groups of routes; `special` are compile-time arguments of this kernel only."""
+        grid = (self.batch * self.blocks * groups * self.segments, 1, 1)
+        key = (kernel.__name__, *[t.data_ptr() % 16 == 0 for t in tensors])
+        compiled = self.compiled.get(key)
+        if compiled is None:
+            compiled = kernel[grid](*tensors, *numbers, **special, **OPTIONS, **self.constants)
+            if compiled is not None:  # the interpreter gives nothing
+                given = {**special, **self.constants}
+                rest = [given[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
+                self.compiled[key] = (compiled, rest)
+        else:
+            compiled, rest = compiled
+            compiled[grid](*tensors, *numbers, *rest)
 
     def segment_ends(
         self, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, adjoint: bool
-    ):
+    ) -> Tensor:
         """What segments do to the state, (B, K, segments, 2, N, D); an unread placeholder if there is one segment."""
         if self.segments == 1:
             return A
-        shape = (self.batch, self.n_routes, self.segments, 2, self.d_state, self.channels)
-        ends = torch.empty(shape, dtype=torch.float32, device=x.device)
-        segment_ends_kernel[self.grid(self.n_routes)](
-            x,
-            proj,
-            dt_weight,
-            dt_bias,
-            A,
-            ends,
-            *self.sizes,
-            ADJOINT=adjoint,
-            **OPTIONS,
-            **self.constants,
-        )
+        ends = torch.empty(self.ends_shape, dtype=torch.float32, device=x.device)
+        tensors = (x, proj, dt_weight, dt_bias, A, ends)
+        self.launch(segment_ends_kernel, self.n_routes, tensors, self.sizes, ADJOINT=adjoint)
         return ends
+
+
+_remembered = functools.lru_cache(maxsize=REMEMBERED)(_Call)
+
+
+def _call(
+    x: Tensor,
+    parameters: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    routes: Sequence[int],
+    how: Tiling | None,
+    log_A: bool,
+    backward: bool,
+) -> _Call:
+    dt_weight, _, A, D = parameters
+    n_routes, _, d_state = A.shape
+    dtypes = tuple(None if t is None else t.dtype for t in parameters)
+    rank = dt_weight.shape[2]
+    return _remembered(
+        x.shape, x.dtype, x.device, dtypes, n_routes, rank, d_state, tuple(routes), how, D is not None, log_A,
+        backward,
+    )  # fmt: skip
 
 
 def forward(
@@ -217,33 +284,25 @@ def forward(
     D: Tensor | None,
     routes: Sequence[int],
     how: Tiling | None = None,
+    *,
+    log_A: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """y and carry, see `ganglion.ops.dispatch`."""
-    call = _Call(x, dt_weight, A, routes, how, backward=False)
-    y = torch.empty((call.groups, *x.shape), dtype=x.dtype, device=x.device)
-    carry_shape = (call.batch, call.n_routes * call.chunks * call.d_state * call.channels)
-    carry = torch.empty(carry_shape, dtype=torch.float32, device=x.device)
+    call = _call(x, (dt_weight, dt_bias, A, D), routes, how, log_A, backward=False)
+    y = torch.empty((call.groups, *call.shape), dtype=x.dtype, device=x.device)
+    carry = torch.empty(call.carry_shape, dtype=torch.float32, device=x.device)
     with on_device(x):
         ends = call.segment_ends(x, proj, dt_weight, dt_bias, A, adjoint=False)
-        forward_kernel[call.grid(call.groups)](
-            x,
-            proj,
-            dt_weight,
-            dt_bias,
-            A,
-            A if D is None else D,
-            ends,
-            y,
-            carry,
-            *call.sizes,
-            call.chunks,
-            HAS_SKIP=D is not None,
+        call.launch(
+            forward_kernel,
+            call.groups,
+            (x, proj, dt_weight, dt_bias, A, A if D is None else D, ends, y, carry),
+            (*call.sizes, call.chunks),
+            HAS_SKIP=call.has_skip,
             WALKS=call.tiling.walks,
             CHUNK=CHUNK,
-            **OPTIONS,
-            **call.constants,
         )
-    return merged(y, x.dtype), carry
+    return merged(y), carry
 
 
 def backward(
@@ -257,63 +316,56 @@ def backward(
     carry: Tensor,
     routes: Sequence[int],
     how: Tiling | None = None,
+    *,
+    log_A: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients, see `ganglion.ops.dispatch`."""
-    call = _Call(x, dt_weight, A, routes, how, backward=True)
+    call = _call(x, (dt_weight, dt_bias, A, D), routes, how, log_A, backward=True)
     split = (call.batch, call.segments)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
 
     grad_x = empty(call.groups, *x.shape, dtype=x.dtype)
-    grad_proj = empty(call.blocks, *proj.shape)
+    # One part for every block of channels: in float32 they would be the largest tensor of a network's last stage.
+    grad_proj = empty(call.blocks, *proj.shape, dtype=x.dtype)
     rank = dt_weight.shape[2]
     padded_rank = triton.cdiv(rank, call.constants["PIECE"]) * call.constants["PIECE"]
     grad_weight = empty(*split, call.n_routes, call.channels, padded_rank)
     grad_rows = empty(*split, call.n_routes, call.d_state + 2, call.channels)
     with on_device(x):
         ends = call.segment_ends(grad_y, proj, dt_weight, dt_bias, A, adjoint=True)
-        backward_kernel[call.grid(call.groups)](
-            grad_y,
-            x,
-            proj,
-            dt_weight,
-            dt_bias,
-            A,
-            A if D is None else D,
-            carry,
-            ends,
-            grad_x,
-            grad_proj,
-            grad_weight,
-            grad_rows,
-            *call.sizes,
-            call.chunks,
-            HAS_SKIP=D is not None,
+        skip = A if D is None else D
+        tensors = (grad_y, x, proj, dt_weight, dt_bias, A, skip, carry, ends)
+        call.launch(
+            backward_kernel,
+            call.groups,
+            (*tensors, grad_x, grad_proj, grad_weight, grad_rows),
+            (*call.sizes, call.chunks),
+            HAS_SKIP=call.has_skip,
             CHUNK=CHUNK,
-            **OPTIONS,
-            **call.constants,
         )
-    rows = grad_rows.movedim(-2, 0)
+    weight, rows = grad_weight.sum((0, 1)), grad_rows.sum((0, 1))
     return (
-        merged(grad_x, x.dtype),
-        merged(grad_proj, x.dtype),
-        grad_weight.sum((0, 1))[..., :rank].contiguous(),
-        rows[0].sum((0, 1)),
-        rows[2:].sum((1, 2)).permute(1, 2, 0).contiguous(),
-        None if D is None else rows[1, :, :, 0].sum((0, 1)).repeat(call.n_routes, 1),
+        merged(grad_x),
+        merged(grad_proj),
+        weight[..., :rank].contiguous().to(dt_weight.dtype),
+        rows[:, 0].to(dt_bias.dtype, copy=True),
+        rows[:, 2:].transpose(1, 2).contiguous().to(A.dtype),
+        None if D is None else rows[0, 1].to(D.dtype).repeat(call.n_routes, 1),
     )
 
 
-def merged(parts: Tensor, dtype: torch.dtype) -> Tensor:
+def merged(parts: Tensor) -> Tensor:
     """The sum over the first axis, in float32 inside; a single part is not copied."""
-    return parts[0].to(dtype) if len(parts) == 1 else parts.sum(0).to(dtype)
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def on_device(x: Tensor):
     """Launches go to the current device: make it the one of x."""
-    return (
-        torch.get_device_module(x.device).device(x.device)
-        if x.device.type != "cpu"
-        else contextlib.nullcontext()
-    )
+    if x.device.type == "cpu":
+        return contextlib.nullcontext()
+    module = torch.get_device_module(x.device)
+    if x.device.index == module.current_device():
+        return contextlib.nullcontext()
+    return module.device(x.device)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+#: Parameters may have any dtype, and A may be log(-A): see `ganglion.ops.dispatch`.
+PREPARES = True
 MAX_STATE = 16
 MAX_RANK = 128
 MAX_SIDE = 32768
@@ -37,11 +39,13 @@ def forward(
     A: Tensor,
     D: Tensor | None,
     routes: Sequence[int],
+    *,
+    log_A: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """y and carry, see `ganglion.ops.dispatch`."""
     from . import launch
 
-    return launch.forward(x, proj, dt_weight, dt_bias, A, D, routes)
+    return launch.forward(x, proj, dt_weight, dt_bias, A, D, routes, log_A=log_A)
 
 
 def backward(
@@ -54,8 +58,10 @@ def backward(
     D: Tensor | None,
     carry: Tensor,
     routes: Sequence[int],
+    *,
+    log_A: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients, see `ganglion.ops.dispatch`."""
     from . import launch
 
-    return launch.backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes)
+    return launch.backward(grad_y, x, proj, dt_weight, dt_bias, A, D, carry, routes, log_A=log_A)

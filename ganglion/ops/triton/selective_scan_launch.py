@@ -163,7 +163,7 @@ class _Call:
             has_gate=z is not None,
             has_skip=D is not None,
             has_bias=bias is not None,
-            backend=backend_of(u),
+            backend=backend_of(u.device),
         )
 
     def empty(self, *shape: int) -> Tensor:

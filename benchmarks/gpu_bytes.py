@@ -114,10 +114,10 @@ def requested(shape: Shape, how: Tiling, *, backward: bool) -> Bytes:
     read = state * segments * (segments - 1)  # states that enter segments
     if backward:
         swept = tiles - chunks  # tiles that are walked forwards once more
-        read += weight + 2 * segments * D * FLOAT + rows(N)  # weights; bias, D; A
-        again = R > (16 if item == FLOAT else 32)  # some columns are fetched once more
+        read += weight + rows(N + 2)  # bias, A, D
+        again = R > 16  # some columns are fetched once more
         read += L * step(R + 4 * N + again * (R + 2 * N), 2) + chunks * state
-        read += swept * (how.steps * step(R + 2 * N, 1) + N * D * FLOAT)
+        read += swept * (how.steps * step(R + 2 * N, 1) + (N + 1) * D * FLOAT)
         written = L * (D * item + blocks * (R + 2 * N) * item)
         written += segments * (D * (shape.padded_rank + 2) * FLOAT + state)
     else:

@@ -103,9 +103,8 @@ def compile_kernel(
         block_d=how.block_d,
         backend=TARGETS[target].backend,
         backward=backward,
-        log_A=True,  # as the networks call it
     )
-    constants |= {"HAS_SKIP": True, "WALKS": how.walks, "CHUNK": CHUNK, **extra}
+    constants |= {"HAS_SKIP": True, "WALKS": how.walks, "CHUNK": CHUNK, "LOG_A": not backward, **extra}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     in_x = {"x", "proj", "y", "grad_y", "grad_x", "grad_proj"}
     integers = {"batch", "height", "width", "channels", "segments", "segment_steps", "chunks"}

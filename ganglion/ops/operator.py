@@ -81,7 +81,10 @@ def _without_autocast(function: Callable) -> Callable:
 def _autograd(
     op: Any, tensors: int, plain: Callable[..., Results], gradient: Callable | None, records: int
 ) -> Callable[..., Results]:
-    """What serves `op` where PyTorch differentiates."""
+    """What serves `op` where PyTorch differentiates.
+
+    Also where nothing needs a derivative: only autograd.Function can tell whether a tensor has a tangent.
+    """
     results = len(op._schema.returns) - records
     pull_back = _without_autocast(functools.partial(_pull_back, plain, tensors))
     plain = _without_autocast(plain)
@@ -129,12 +132,6 @@ def _autograd(
 
     def autograd(*args: Any) -> Results:
         if not torch._C._are_functorch_transforms_active():
-            # Under forward mode only autograd.Function can tell whether a tensor has a tangent.
-            if forward_ad._current_level < 0 and not (
-                torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:tensors])
-            ):
-                with _below_autograd():
-                    return op(*args)
             return rule.apply(*args)
         # The level that asks is that of the tensors. autograd.Function by itself would start again with all of them.
         with enable_single_level_autograd_function():

@@ -99,7 +99,8 @@ def _forward(
     the backward pass what is contiguous, whereas it takes H of a (B, H, W, D) for channels.
     """
     tensors = x, proj, dt_weight, dt_bias, A, D
-    _check_once(*map(_meta, tensors), tuple(routes), None if size is None else tuple(size))
+    metas = [None if t is None else _meta(t) for t in tensors]
+    _check_once(*metas, tuple(routes), None if size is None else tuple(size))
     if x.numel() == 0:
         return _fake_forward(*tensors, routes, backend, size, log_A)
     module = choose("scan2d", x, backend, d_state=A.shape[2], dt_rank=dt_weight.shape[2])
@@ -192,7 +193,7 @@ def _backward(
     return (grad_x.reshape(x.shape), grad_proj.reshape(proj.shape), *grads, grad_D)
 
 
-def _unprepared(grads, ready, parameters, log_A):
+def _unprepared(grads, ready, parameters, log_A) -> tuple:
     """The gradients of the parameters from those of what `_prepared` made of them."""
     grad_x, grad_proj, *grads = grads
     if log_A:
@@ -256,7 +257,8 @@ def check(
     size: Sequence[int] | None = None,
 ) -> None:
     """Raise ValueError or TypeError, naming the argument, unless the arguments of `scan2d` fit together."""
-    _check(*map(_meta, (x, proj, dt_weight, dt_bias, A, D)), routes, size)
+    last = None if D is None else _meta(D)
+    _check(_meta(x), _meta(proj), _meta(dt_weight), _meta(dt_bias), _meta(A), last, routes, size)
 
 
 class _Meta(NamedTuple):
@@ -267,8 +269,8 @@ class _Meta(NamedTuple):
     device: torch.device
 
 
-def _meta(t: Tensor | None) -> _Meta | None:
-    return None if t is None else _Meta(t.shape, t.dtype, t.device)
+def _meta(t: Tensor) -> _Meta:
+    return _Meta(t.shape, t.dtype, t.device)
 
 
 def _check(

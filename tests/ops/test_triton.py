@@ -281,7 +281,7 @@ class TestAheadOfTime:
 
         ir = compile_kernel(name, "sm_90", channels=96, dt_rank=6, side=56).asm["ttgir"]
         layouts = dict(re.findall(r"^(#\w+) = (#ttg\..*)$", ir, re.MULTILINE))
-        scans = re.findall(r'"tt\.scan"\(.*?\) : \(tensor<16x32xf32, (#\w+)>', ir, re.DOTALL)
+        scans = re.findall(r'"tt\.scan"\(.*?\) : \(tensor<(?:16|32)x32xf32, (#\w+)>', ir, re.DOTALL)
         # by_channel and the recurrence. In the backward pass so in both of its loops, and the states moved by a step,
         # the sum for the skip and the adjoint recurrence.
         assert len(scans) == {"backward": 7}.get(name, 2), scans

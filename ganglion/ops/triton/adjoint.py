@@ -31,7 +31,6 @@ from .kernels import (
     locate,
     onwards,
     pixels,
-    rates,
     row,
     row_of,
     softplus,
@@ -79,7 +78,7 @@ def backward_kernel(
     proj,  # (B, L, K * (R + 2 * N))
     dt_weight,  # (K, D, R)
     dt_bias,  # (K, D)
-    A,  # (K, D, N); log(-A) if LOG_A
+    A,  # (K, D, N)
     skip,  # (K, D), read if HAS_SKIP
     carry,  # (B, K, chunks, N, D)
     ends,  # read if segments > 1, see segment_ends_kernel
@@ -108,7 +107,6 @@ def backward_kernel(
     WIDE: tl.constexpr,
     EVEN: tl.constexpr,
     RESTART: tl.constexpr,
-    LOG_A: tl.constexpr,
 ):
     K: tl.constexpr = len(ROUTES)
     PIECES: tl.constexpr = (R + PIECE - 1) // PIECE
@@ -116,7 +114,7 @@ def backward_kernel(
     WIDTH_P: tl.constexpr = K * (R + 2 * N)
     TILES: tl.constexpr = CHUNK // T
     # More is fetched again where the gradients of the weights take many registers.
-    SCARCE: tl.constexpr = PIECES > (1 if x.dtype.element_ty == tl.float32 else 2)
+    SCARCE: tl.constexpr = PIECES > 1
     length = height * width
     STATES: tl.constexpr = 8 if N <= 4 else 2 * N_PAD
     i_b, i_d, i_k, i_s = locate(batch, channels, K, segments, BLOCK_D)
@@ -140,9 +138,6 @@ def backward_kernel(
     grad_weight += (i_part * channels + first) * RANK
     grad_rows += i_part * (N + 2) * channels + first
     b_w = load_weights(dt_weight + (i_k * channels + first) * R, o_d, m_d, R, PIECE)
-    b_bias = row_of(dt_bias + i_k * channels + first, o_d, m_d)
-    if HAS_SKIP:
-        b_skip = row_of(skip + i_k * channels + first, o_d, m_d)
     b_q = tl.zeros([N_PAD, BLOCK_D], tl.float32)
     if i_s < segments - 1:
         for n in range(N):
@@ -174,9 +169,12 @@ def backward_kernel(
             o_pixel, m_t, m_begin = pixels(i_line, i_step, route, T, WIDE, EVEN)
             b_low = load_low(proj, o_pixel, m_t, WIDTH_P, R, PIECE)
             b_x = load_tile(x, o_pixel, m_t, o_d, m_d, channels).to(tl.float32)
-            b_dt = softplus(step_logit(b_low, b_w, b_bias, T, PRECISION), COEFFICIENTS)
+            b_dt = softplus(
+                step_logit(b_low, b_w, row_of(dt_bias + i_k * channels + first, o_d, m_d), T, PRECISION),
+                COEFFICIENTS,
+            )
             for n in range(N):
-                b_a = tl.exp2(b_dt * rates(A, n, o_d, m_d, N, LOG_A))
+                b_a = tl.exp2(b_dt * row_of(A + n, o_d * N, m_d))
                 if RESTART:
                     b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
                 b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "")
@@ -195,14 +193,14 @@ def backward_kernel(
             b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32)
             b_dy = tl.load(grad_y + o_x, mask=m_x, other=0.0).to(tl.float32)
             b_dx = tl.zeros([T, BLOCK_D], tl.float32)
-            b_z = step_logit(b_low, b_w, b_bias, T, PRECISION)
+            b_z = step_logit(b_low, b_w, row_of(dt_bias + i_k * channels + first, o_d, m_d), T, PRECISION)
             b_dt = softplus(b_z, COEFFICIENTS)
             # The logistic function of z, the derivative of softplus.
             b_slope = tl.exp2(b_z - b_dt)
             b_ddt = tl.zeros([T, BLOCK_D], tl.float32)
             b_dBC = tl.zeros([T, STATES], tl.float32)
             for n in range(N):
-                b_A = rates(A, n, o_d, m_d, N, LOG_A)
+                b_A = row_of(A + n, o_d * N, m_d)
                 b_a = tl.exp2(b_dt * b_A)
                 if RESTART:
                     b_a = tl.where((m_begin & restart)[:, None], 0.0, b_a)
@@ -222,7 +220,7 @@ def backward_kernel(
                         b_same, b_sums = tl.associative_scan((b_h, b_dy * b_x), 0, sum_beside)
                         b_dskip += row(b_sums, T - 1, T)
                     if n == 0:
-                        b_dx += b_skip * b_dy
+                        b_dx += row_of(skip + i_k * channels + first, o_d, m_d) * b_dy
                 if SCARCE:
                     b_B, b_C = load_states(proj, o_pixel, m_t, WIDTH_P, n, R, N, "")
                 b_c = b_dy * b_C
@@ -277,7 +275,4 @@ def backward_kernel(
     tl.store(grad_rows + channels + o_d, b_dskip, mask=m_d)
     o_h = (o_n * channels)[:, None] + o_d[None, :]
     m_x = (o_n < N)[:, None] & m_d[None, :]
-    if LOG_A:  # dA / d log(-A) is A
-        b_log = tl.load(A + (o_d * N)[None, :] + o_n[:, None], mask=m_x, other=0.0).to(tl.float32)
-        b_dA *= -tl.exp2(b_log * LOG2E)
     tl.store(grad_rows + 2 * channels + o_h, b_dA * LN2, mask=m_x)

@@ -128,7 +128,6 @@ def constants(
     block_d: int,
     backend: str,
     backward: bool,
-    log_A: bool = False,
 ) -> dict[str, object]:
     """The compile-time arguments that all kernels share."""
     full = dtype == torch.float32
@@ -146,7 +145,6 @@ def constants(
         "WIDE": length * max(channels, n_routes * (dt_rank + 2 * d_state)) >= 2**31,
         "EVEN": length % steps == 0 and channels % block_d == 0,
         "RESTART": any(code & 8 for code in routes),
-        "LOG_A": log_A,
     }
 
 
@@ -178,7 +176,8 @@ class _Call:
     ):
         self.batch, self.height, self.width, self.channels = self.shape = shape
         self.length = self.height * self.width
-        self.n_routes, self.d_state, self.has_skip = n_routes, d_state, has_skip
+        self.n_routes, self.d_state = n_routes, d_state
+        self.has_skip, self.log_A = has_skip, log_A
         self.chunks = -(-self.length // CHUNK)
         self.tiling = how or tiling(
             batch=self.batch,
@@ -216,7 +215,6 @@ class _Call:
             block_d=self.tiling.block_d,
             backend=backend_of(device),
             backward=backward,
-            log_A=log_A,
         )
         self.compiled: dict[tuple, object] = {}
 
@@ -250,7 +248,9 @@ class _Call:
             return A
         ends = torch.empty(self.ends_shape, dtype=torch.float32, device=x.device)
         tensors = (x, proj, dt_weight, dt_bias, A, ends)
-        self.launch(segment_ends_kernel, self.n_routes, tensors, self.sizes, ADJOINT=adjoint)
+        self.launch(
+            segment_ends_kernel, self.n_routes, tensors, self.sizes, ADJOINT=adjoint, LOG_A=self.log_A
+        )
         return ends
 
 
@@ -299,6 +299,7 @@ def forward(
             (x, proj, dt_weight, dt_bias, A, A if D is None else D, ends, y, carry),
             (*call.sizes, call.chunks),
             HAS_SKIP=call.has_skip,
+            LOG_A=log_A,
             WALKS=call.tiling.walks,
             CHUNK=CHUNK,
         )
@@ -320,7 +321,10 @@ def backward(
     log_A: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients, see `ganglion.ops.dispatch`."""
-    call = _call(x, (dt_weight, dt_bias, A, D), routes, how, log_A, backward=True)
+    given = A
+    if log_A:  # not in the kernel, which has no register left for it
+        A = -torch.exp(A.to(torch.float32))
+    call = _call(x, (dt_weight, dt_bias, A, D), routes, how, False, backward=True)
     split = (call.batch, call.segments)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -346,12 +350,15 @@ def backward(
             CHUNK=CHUNK,
         )
     weight, rows = grad_weight.sum((0, 1)), grad_rows.sum((0, 1))
+    grad_A = rows[:, 2:].transpose(1, 2).contiguous()
+    if log_A:
+        grad_A *= A
     return (
         merged(grad_x),
         merged(grad_proj),
         weight[..., :rank].contiguous().to(dt_weight.dtype),
         rows[:, 0].to(dt_bias.dtype, copy=True),
-        rows[:, 2:].transpose(1, 2).contiguous().to(A.dtype),
+        grad_A.to(given.dtype),
         None if D is None else rows[0, 1].to(D.dtype).repeat(call.n_routes, 1),
     )
 

@@ -346,7 +346,8 @@ class Backbone(nn.Module):
 
         Raises ValueError for another `output_fmt`.
         """
-        if not torch.jit.is_scripting():
+        # Neither TorchScript nor torch.compile follows what the choices of a type are.
+        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
             check_choice("output_fmt", output_fmt, Literal["NCHW", "NHWC"])
         taken, last = feature_take_indices(len(self.stages), indices)
         maps: list[Tensor] = []

@@ -137,11 +137,14 @@ def load_checkpoint(
     """
     if weights not in get_args(Weights):
         raise ValueError(unknown("value of `weights`", weights, get_args(Weights)))
-    backbone = _network(model)
+    foreign = isinstance(model, WithHeads) and not any(isinstance(m, Backbone) for m in model.modules())
+    backbone = None if foreign else _network(model)
     if isinstance(source, Mapping):
         where, content = "the state dict", source
     else:
         where, content = f"{os.fspath(source)!r}", read_weights(source, sha256=sha256)
+    if backbone is None:
+        return _load_own(model, content, where, strict)
     tensors, others = find_network(content, weights, where)
     converted, report = _fit(tensors, backbone, tuple(others), adapt=not strict)
     heads: dict[str, Tensor] = {}
@@ -164,6 +167,35 @@ def load_checkpoint(
             {name: values[plain] for name in part.state_dict() if (plain := plain_name(name)) in loaded},
             strict=False,
         )
+    return report
+
+
+def _load_own(model: nn.Module, content: Any, where: str, strict: bool) -> LoadReport:
+    """A detector's or segmentor's own weights, where its backbone is timm's, which nobody published with it."""
+    inner = content.get("state_dict", content)
+    given = {plain_name(name): t for name, t in inner.items() if isinstance(t, Tensor)}
+    own = {plain_name(name): t for name, t in model.state_dict().items()}
+    both = [name for name in own if name in given]
+    misshapen = [
+        Mismatch(name=name, found=tuple(given[name].shape), expected=tuple(own[name].shape))
+        for name in both
+        if given[name].shape != own[name].shape
+    ]
+    fitting = [name for name in both if given[name].shape == own[name].shape]
+    for name in fitting:
+        _check_kind(given[name], name, own[name])
+    report = LoadReport(
+        layout="ganglion",
+        loaded=tuple(fitting),
+        missing=tuple(name for name in own if name not in given),
+        unexpected=tuple(name for name in given if name not in own),
+        misshapen=tuple(misshapen),
+        not_finite=tuple(name for name in fitting if not _is_finite(given[name])),
+    )
+    if not report.loaded or (strict and not report.matches):
+        raise CheckpointError(f"{where} does not match {type(model).__name__}.\n  {report}", report)
+    values = {name: given[plain] for name in model.state_dict() if (plain := plain_name(name)) in fitting}
+    model.load_state_dict(values, strict=False)
     return report
 
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
+
 from .errors import unknown
 
 
@@ -24,6 +26,8 @@ def check_literals(config: Any) -> None:
 
 def check_choice(kind: str, value: object, literal: Any) -> None:
     """Raise ValueError, with the nearest valid value, unless `value` is one of a `Literal`'s."""
+    if torch.compiler.is_compiling():  # which does not follow `get_args`
+        return
     if value not in get_args(literal):
         raise ValueError(unknown(kind, value, map(str, get_args(literal))))
 

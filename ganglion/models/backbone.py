@@ -346,9 +346,8 @@ class Backbone(nn.Module):
 
         Raises ValueError for another `output_fmt`.
         """
-        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript leaves out what is under this alone
-            if not torch.compiler.is_compiling():
-                check_choice("output_fmt", output_fmt, Literal["NCHW", "NHWC"])
+        if not torch.jit.is_scripting():
+            check_choice("output_fmt", output_fmt, Literal["NCHW", "NHWC"])
         taken, last = feature_take_indices(len(self.stages), indices)
         maps: list[Tensor] = []
         x = self.pos_embed(self.stem(x))

@@ -152,7 +152,7 @@ class SS2D(Mixer):
         if self.cascade:
             y = self._cascade_scan(y, height, width)
         else:
-            weights = self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds
+            weights = [self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds]
             y = self._scan(y, height, width, weights, self.routes)
         y = self.out_norm(to_map(y, x))
         y = self.out_act(to_tokens(y))
@@ -160,9 +160,7 @@ class SS2D(Mixer):
             y = y * self.gate_act(z)
         return to_map(self.out_proj(y), x)
 
-    def _scan(
-        self, x: Tensor, height: int, width: int, weights: tuple[Tensor, ...], routes: list[int]
-    ) -> Tensor:
+    def _scan(self, x: Tensor, height: int, width: int, weights: list[Tensor], routes: list[int]) -> Tensor:
         """The sum of some routes over x, (B, height * width, D). weights: those of the routes."""
         x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds = weights
         proj = F.linear(x, x_proj_weight.flatten(0, 1))
@@ -183,8 +181,8 @@ class SS2D(Mixer):
     def _one_route(self, x: Tensor, height: int, width: int, route: int) -> Tensor:
         one = slice(route, route + 1)
         channels = slice(route * self.d_inner, (route + 1) * self.d_inner)
-        per_route = self.x_proj_weight[one], self.dt_projs_weight[one], self.dt_projs_bias[one]
-        weights = (*per_route, self.A_logs[channels], self.Ds[channels])
+        weights = [self.x_proj_weight[one], self.dt_projs_weight[one], self.dt_projs_bias[one]]
+        weights += [self.A_logs[channels], self.Ds[channels]]
         return self._scan(x, height, width, weights, self.routes[one])
 
     def _cascade_scan(self, x: Tensor, height: int, width: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The recurrence that walks an image: tensors in, tensors out."""
 
+from .attention import Walk, walks
 from .depthwise import causal_conv1d
 from .dispatch import BackendError, BackendStatus, backends
 from .reference import scan2d_reference, selective_scan_reference
@@ -12,6 +13,7 @@ __all__ = [
     "BackendError",
     "BackendStatus",
     "Route",
+    "Walk",
     "backends",
     "causal_conv1d",
     "pattern",
@@ -19,4 +21,5 @@ __all__ = [
     "scan2d_reference",
     "selective_scan",
     "selective_scan_reference",
+    "walks",
 ]

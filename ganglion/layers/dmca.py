@@ -92,12 +92,16 @@ class DMCA(nn.Module):
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, C, H, W), normalised. earlier: L maps (B, C, H, W). Returns (B, out_channels, H, W)."""
+        return self.fusion(self.read(x, earlier))
+
+    def read(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
+        """What the fusion is given: input, attention's result and value, (B, 3 C, H, W), or the second alone."""
         k, v = self.d_proj(self.d_norm(torch.cat(earlier, 1))).chunk(2, 1)
         q, k, v = self.q(x), self.k(k), self.v(v)
         z = self.attention(q, k, v)
         if not self.skip:
-            return self.fusion(torch.cat(z, 1))
-        return self.fusion(concatenate(query_unless_reduced(q, x, self.sr_ratio), z, v))
+            return torch.cat(z, 1)
+        return concatenate(query_unless_reduced(q, x, self.sr_ratio), z, v)
 
 
 @torch.fx.wrap
@@ -139,8 +143,10 @@ class Fusion(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         x = x.reshape(B, C // self.parts, self.parts, H, W).transpose(1, 2).reshape(B, C, H, W)
+        # One step a line: a map is given up as soon as the next is there.
         x = self[0](x)
-        x = self[2](to_map(self[1](to_tokens(x)), x))
+        x = to_map(self[1](to_tokens(x)), x)
+        x = self[2](x)
         if self.pad > 0:
             # Not a pooling operator, which torch.export ties to sizes.
             half = (x.shape[1] + self.pad - 1) // self.pad

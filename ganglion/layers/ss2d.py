@@ -152,7 +152,8 @@ class SS2D(Mixer):
         if self.cascade:
             y = self._cascade_scan(y, height, width)
         else:
-            weights = [self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds]
+            weights: list[Tensor] = [self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias]
+            weights += [self.A_logs, self.Ds]
             y = self._scan(y, height, width, weights, self.routes)
         y = self.out_norm(to_map(y, x))
         y = self.out_act(to_tokens(y))

@@ -40,7 +40,8 @@ class WindowAttention(timm.models.swin_transformer.WindowAttention):
         scores = torch.matmul(q * self.scale, k.transpose(-2, -1)) + self._get_rel_pos_bias()
         if mask is not None:
             scores = (scores.unflatten(0, [batch, mask.shape[0]]) + mask[:, None]).flatten(0, 1)
-        y = torch.matmul(self.attn_drop(self.softmax(scores)), v)
+        scores = self.attn_drop(self.softmax(scores))  # one name: the scores before are given up
+        y = torch.matmul(scores, v)
         return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
 
 

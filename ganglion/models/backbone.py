@@ -29,13 +29,13 @@ from .official import current_name
 no_script: Any = torch.jit.ignore
 
 
-def _has_symbols(x: Tensor) -> bool:
-    """Whether torch.export runs and takes the sides of the map x for dynamic."""
-    if not torch.compiler.is_exporting() or isinstance(x.shape[2], int):
+def _is_symbol(side: Any) -> bool:
+    """Whether torch.export runs and takes this side of a map for dynamic."""
+    if not torch.compiler.is_exporting() or isinstance(side, int):
         return False
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-    return not free_unbacked_symbols(x.shape[2])
+    return not free_unbacked_symbols(side)
 
 
 @torch.fx.wrap
@@ -44,7 +44,7 @@ def known_when_run(x: Tensor) -> Tensor:
     reads off x: as symbols they would tie it to the sizes for which the answers to all that layers ask of them hold.
     """
     if not torch.jit.is_scripting():
-        if _has_symbols(x):
+        if _is_symbol(x.shape[2]):
             x = x.permute(0, 2, 3, 1)
             for axis in (1, 2):
                 side: Any = torch.full((), x.shape[axis]).item()
@@ -55,11 +55,11 @@ def known_when_run(x: Tensor) -> Tensor:
 
 
 @torch.fx.wrap
-def with_sides_of(x: Tensor, like: Tensor) -> Tensor:
-    """x, (B, C, H, W), unchanged. While torch.export runs, H and W are again the symbols that `like` has."""
+def with_sides(x: Tensor, height: int, width: int) -> Tensor:
+    """x, (B, C, H, W), unchanged. While torch.export runs, H and W are again the symbols `height` and `width`."""
     if not torch.jit.is_scripting():
-        if _has_symbols(like):
-            return x.narrow(2, 0, like.shape[2]).narrow(3, 0, like.shape[3])
+        if _is_symbol(height):
+            return x.narrow(2, 0, height).narrow(3, 0, width)
     return x
 
 
@@ -103,8 +103,9 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the output of the last block, (B, D, ceil(H/2), ceil(W/2)) if the stage downsamples."""
-        before = self.downsample(x)
-        x = known_when_run(before)
+        x = self.downsample(x)
+        height, width = x.shape[2], x.shape[3]
+        x = known_when_run(x)
         kept: dict[int, Tensor] = {}
         if self._keeps_input:
             kept[-1] = x
@@ -119,7 +120,7 @@ class Stage(nn.Module):
                 x = block([x] + earlier) if len(earlier) > 0 else block(x)
             if self._keeps[i]:
                 kept[i] = x
-        return with_sides_of(x, before)
+        return with_sides(x, height, width)
 
 
 def _checkpoint(dpe: nn.Module, block: nn.Module, x: Tensor, earlier: list[Tensor]) -> Tensor:
@@ -380,7 +381,11 @@ class Backbone(nn.Module):
     @float32_products
     def forward_features(self, x: Tensor) -> Tensor:
         """Images -> the normalised last map, (B, C, ceil(H/32), ceil(W/32))."""
-        return self.norm(self.stages(self.pos_embed(self.stem(known_when_run(x)))))
+        x = self.pos_embed(self.stem(known_when_run(x)))
+        # Not self.stages(x), whose call would hold the stem's map to the end.
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits, or the pooled features if `pre_logits`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,13 +54,14 @@ class _Recorder(TorchDispatchMode):
 
 
 def _scan(x, proj, dt_weight, dt_bias, A, D, routes, backend, size=None, log_A=False) -> Scan:
+    x, proj, dt_weight, dt_bias, A = (t.detach() for t in (x, proj, dt_weight, dt_bias, A))
     return Scan(
         x=x if size is None else x.unflatten(1, size),
         proj=proj if size is None else proj.unflatten(1, size),
         dt_weight=dt_weight,
         dt_bias=dt_bias,
         A=-torch.exp(A.to(torch.promote_types(A.dtype, torch.float32))) if log_A else A,
-        D=D,
+        D=None if D is None else D.detach(),
         routes=tuple(Route.from_code(code) for code in routes),
     )
 
@@ -109,6 +111,19 @@ def layer_inputs(network: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, 
             for hook in hooks:
                 hook.remove()
     return found
+
+
+def peeked(batches: Tensor | Iterable[Any]) -> tuple[torch.dtype, Iterator[Any]]:
+    """The dtype of the first batch of images, and all batches; of a tensor (B, C, H, W) one for each image.
+
+    A batch is a tensor, or a sequence that begins with one. Raises ValueError where there is none.
+    """
+    found = iter(batches.split(1) if isinstance(batches, Tensor) else batches)
+    first = next(found, None)
+    if first is None:
+        raise ValueError("expected at least one image")
+    images = first if isinstance(first, Tensor) else first[0]
+    return images.dtype, chain([first], found)
 
 
 @contextmanager

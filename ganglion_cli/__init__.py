@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import backends, doctor, fit, info, predict, validate
+from . import backends, doctor, draw, fit, info, predict, validate
 from .common import print_json
 from .options import Parser
 
@@ -22,6 +22,7 @@ VERBS = {
     "validate": validate,
     "predict": predict,
     "info": info,
+    "draw": draw,
     "backends": backends,
     "doctor": doctor,
 }

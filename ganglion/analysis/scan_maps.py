@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import unknown
-from ..ops.attention import Mode, Walk
+from ..ops import Route
+from ..ops.attention import Mode, Walk, to_image
 from .scans import scans_of
 
 #: Bytes of the largest full map that is made.
@@ -108,3 +110,59 @@ def _full(walks: Sequence[Walk], mode: Mode) -> Tensor:
         for i, pixel in enumerate(walk.order.tolist()):
             total[pixel, walk.order] += walk.row(i, mode)
     return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMaps:
+    """Maps of one layer: rows of maps, in each one for every route, then their sum. rows: what each shows."""
+
+    maps: list[list[Tensor]]
+    rows: list[str]
+    routes: list[Route]
+
+
+def in_layer(
+    mixer: nn.Module,
+    x: Tensor,
+    earlier: Sequence[Tensor],
+    view: Literal["pixel", "matrix", "diagonal", "rows"],
+    modes: Sequence[Mode],
+    pixel: tuple[int, int],
+) -> LayerMaps:
+    """The maps of VMamba's Figures 4 to 7, in each mode.
+
+    view: "pixel", what that pixel reads and who reads it (H, W); "matrix", the full maps (H * W, H * W); "diagonal",
+        what every pixel reads of itself (H, W), Figure 5c; "rows", what the pixels after a quarter, a half, three
+        quarters and all of each route read (H, W), Figure 6.
+
+    Errors as of `scan_map`.
+    """
+    height, width = x.shape[2:]
+    if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
+        raise IndexError(f"pixel {pixel}: expected (row, column) on a map of {height} x {width}")
+    if view == "matrix":
+        check_full(height, width, x.dtype)
+    scans = scans_of(mixer, x, earlier)
+    walks = [walk for scan in scans for walk in scan.walks()]
+    index = pixel[0] * width + pixel[1]
+    steps = [int((walk.order == index).nonzero()) for walk in walks]
+    last = height * width - 1
+    maps, rows = [], []
+    for mode in modes:
+        if view == "pixel":
+            each = {
+                "reads": [to_image(w.row(i, mode), w) for w, i in zip(walks, steps, strict=True)],
+                "is read by": [to_image(w.column(i, mode), w) for w, i in zip(walks, steps, strict=True)],
+            }
+        elif view == "matrix":
+            each = {"": [_full([walk], mode) for walk in walks]}
+        elif view == "diagonal":
+            each = {"": [to_image(walk.diagonal(mode), walk) for walk in walks]}
+        else:
+            points = {"1/4": last // 4, "1/2": last // 2, "3/4": 3 * last // 4, "end": last}
+            each = {at: [to_image(walk.row(i, mode), walk) for walk in walks] for at, i in points.items()}
+        for title, found in each.items():
+            flat = [*found, torch.stack(found).sum(0)]
+            maps.append([m if m.ndim == 2 else m.view(height, width) for m in flat])
+            rows.append(f"{mode} {title}".strip())
+    return LayerMaps(maps=maps, rows=rows, routes=[route for scan in scans for route in scan.routes])

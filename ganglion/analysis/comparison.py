@@ -8,8 +8,10 @@ from functools import cache
 from typing import Literal
 
 import timm
+from torch import nn
 
 from .complexity import Complexity, complexity
+from .dense import HeadName, shapes_of
 from .published import ROWS, PaperRow
 
 Quantity = Literal["params", "flops"]
@@ -19,6 +21,8 @@ Quantity = Literal["params", "flops"]
 class Comparison:
     """One printed number beside the measured one.
 
+    model, head, img_size: the network, the detector or segmentor over it (None for a classifier), and the image's side
+        or its height and width.
     quantity, unit: "params" in "M" or "flops" in "G" (multiply-accumulates). paper: as printed.
     difference: measured minus printed.
     agrees: whether the measured number, rounded to the printed digits, is the printed one. note: why not.
@@ -27,7 +31,8 @@ class Comparison:
     table: str
     row: str
     model: str
-    img_size: int
+    head: HeadName | None
+    img_size: int | tuple[int, int]
     quantity: Quantity
     unit: Literal["M", "G"]
     paper: str
@@ -39,14 +44,22 @@ class Comparison:
 
 def compare(rows: Sequence[PaperRow] = ROWS) -> list[Comparison]:
     """Measure the network of every row, each once for every image size."""
-    model = cache(lambda name: timm.create_model(name, device="meta"))
-    measure = cache(lambda name, size, attention: complexity(model(name), size, attention=attention))
-    return [found for row in rows for found in _compare(row, measure(row.model, row.img_size, row.attention))]
+
+    @cache
+    def model(name: str, head: HeadName | None) -> nn.Module:
+        return timm.create_model(name, device="meta") if head is None else shapes_of(head, name)
+
+    @cache
+    def measure(name: str, head: HeadName | None, size: int | tuple[int, int]) -> Complexity:
+        return complexity(model(name, head), size)
+
+    return [found for row in rows for found in _compare(row, measure(row.model, row.head, row.img_size))]
 
 
 def _compare(row: PaperRow, found: Complexity) -> Iterator[Comparison]:
     yield _cell(row, "params", "M", row.params, found.params / 1e6, row.params_note)
-    yield _cell(row, "flops", "G", row.flops, found.flops / 1e9, row.flops_note)
+    flops = found.flops + (found.attention_flops if row.attention else 0)
+    yield _cell(row, "flops", "G", row.flops, flops / 1e9, row.flops_note)
 
 
 def _cell(
@@ -57,6 +70,7 @@ def _cell(
         table=row.table,
         row=row.row,
         model=row.model,
+        head=row.head,
         img_size=row.img_size,
         quantity=quantity,
         unit=unit,

@@ -9,6 +9,7 @@ One FLOP is one multiply-accumulate, counted as both papers count:
     LayerNorm, GroupNorm                         5 per element, 4 without affine parameters
     BatchNorm at inference                       2 per element, 1 without affine parameters
     average pooling of a map                     1 per element read
+    resizing of a map                            4 per element made, bilinear; 1, nearest
     selective scan                               9 N + 1 per (batch, route, channel, pixel)
     projection of the step sizes                 R per (batch, route, channel, pixel)
     SparX's scale of the identity path           1 per element, as its published form, a depthwise convolution
@@ -38,8 +39,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import unknown
+from ..heads import Pyramid
 from ..layers.block import IdentityScale
 from ..layers.dmca import ChannelAttention
+from .dense import FixedShapes
 from .flop_formulas import FORMULAS, OUTPUTS
 
 aten = torch.ops.aten
@@ -308,15 +311,25 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Direct children; a plain sequence of like modules (the stages, not a stem's convolutions) is taken apart."""
+    """Direct children; a plain sequence of like modules (the stages, not a stem's convolutions) is taken apart, and so
+    is the backbone of a detector or segmentor."""
+    if isinstance(model, FixedShapes):
+        model = model.network
     for name, child in model.named_children():
-        if type(child) is nn.ModuleList or (
+        if not any(True for _ in _state(child)):  # what has no weights is part of what follows
+            continue
+        if isinstance(child, Pyramid):
+            network = child.network
+            inner = getattr(network, "model", None)
+            inner = inner if isinstance(inner, nn.Module) else network
+            yield from ((f"{name}.{part}", module) for part, module in _parts(inner))
+        elif isinstance(child, nn.ModuleList) or (
             type(child) is nn.Sequential
             and len({type(m) for m in child}) == 1 < len(child)
             and name != "stem"
         ):
             yield from ((f"{name}.{i}", m) for i, m in child.named_children())
-        elif any(True for _ in _state(child)):  # what has no weights is part of what follows
+        else:
             yield name, child
 
 

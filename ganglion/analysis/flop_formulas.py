@@ -71,6 +71,10 @@ def _whole(args: tuple, out: Any) -> int:
     return args[0].numel()
 
 
+def _made(each: int) -> Callable[..., int]:
+    return lambda args, out: each * out.numel()
+
+
 #: Formulas in multiply-accumulates of what torch's registry leaves out, called with arguments and output.
 FORMULAS: dict[Any, Callable[[tuple, Any], int]] = {
     aten.native_layer_norm: _norm(2, 4, 5),
@@ -81,6 +85,8 @@ FORMULAS: dict[Any, Callable[[tuple, Any], int]] = {
     aten._adaptive_avg_pool2d: _whole,
     aten.avg_pool2d: _whole,
     aten.mean: _mean,
+    aten.upsample_bilinear2d: _made(4),
+    aten.upsample_nearest2d: _made(1),
 }
 
 

@@ -62,7 +62,8 @@ def resolutions(
 
 def paper_flops(name: str, size: int) -> str | None:
     """What the papers print for a network at an image size, in 1e9 multiply-accumulates."""
-    found = (row.flops for row in ROWS if row.model == name and row.img_size == size and not row.attention)
+    wanted = (name, None, size, False)
+    found = (row.flops for row in ROWS if (row.model, row.head, row.img_size, row.attention) == wanted)
     return next(found, None)
 
 

@@ -46,9 +46,36 @@ EXACT = {
 
 
 def test_third_decimal(found):
-    measured = {(c.model, c.quantity): c.measured for c in found if c.img_size == 224}
+    measured = {(c.model, c.quantity): c.measured for c in found if c.img_size == 224 and c.head is None}
     counted = {m: (round(measured[m, "params"] * 1e6), f"{measured[m, 'flops']:.3f}") for m in EXACT}
     assert counted == EXACT
+
+
+#: Parameters and FLOPs of detectors and segmentors by the authors' own scripts, and where they print none, by a count
+#: of the published networks.
+DENSE = {
+    ("mask_rcnn", "vmamba_tiny_s2l5"): (50_212_080, "270.19"),
+    ("mask_rcnn", "vmamba_small_s2l15"): (69_654_000, "348.92"),
+    ("mask_rcnn", "vmamba_base_s2l15"): (107_931_376, "485.49"),
+    ("mask_rcnn", "sparx_mamba_tiny"): (46_732_001, "278.94"),
+    ("upernet", "vmamba_tiny_s2l5"): (62_359_340, "947.78"),
+    ("upernet", "vmamba_small_s2l15"): (81_801_260, "1028.40"),
+    ("upernet", "vmamba_base_s2l15"): (122_069_292, "1170.34"),
+    ("upernet", "sparx_mamba_tiny"): (57_077_014, "954.57"),
+    ("semantic_fpn", "vmamba_tiny_s2l5"): (34_311_318, "188.55"),
+    ("semantic_fpn", "sparx_mamba_tiny"): (30_831_232, "196.56"),
+}
+
+
+def test_detectors_and_segmentors_exactly(found):
+    measured = {(c.head, c.model, c.quantity): c.measured for c in found}
+    assert {
+        (head, model): (
+            round(measured[head, model, "params"] * 1e6),
+            f"{measured[head, model, 'flops']:.2f}",
+        )
+        for head, model in DENSE
+    } == DENSE
 
 
 def test_no_note_without_a_reason(found):
@@ -57,16 +84,17 @@ def test_no_note_without_a_reason(found):
 
 
 def test_nothing_is_far_off(found):
-    """Cells with a note included: the misprint of Table 7 and the Swin-B row are the largest."""
-    assert max(abs(c.difference) / float(c.paper) for c in found) < 0.05
+    """Cells with a note included. Only VMamba-S of Table 2 is: its misprint, and its first version."""
+    far = {(c.row, c.paper) for c in found if abs(c.difference) / float(c.paper) >= 0.05}
+    assert far == {("VMamba-S Mask R-CNN", "384"), ("VMamba-S 1x Mask R-CNN", "357")}
 
 
 def test_all_tables_are_there(found):
     cells = {(c.table, c.row, c.quantity) for c in found}
     assert len(cells) == len(found) == 2 * len(ROWS), "every row prints both"
     tables = {c.table for c in found}
-    assert tables >= {f"VMamba Table {i}" for i in (1, 4, 5)} | {"VMamba steps"}
-    assert tables >= {f"SparX Table {i}" for i in (2, 5, 6, 7, 8, 9, 10, 15)}
+    assert tables >= {f"VMamba Table {i}" for i in range(1, 6)} | {"VMamba steps"}
+    assert tables >= {f"SparX Table {i}" for i in range(2, 16)}
 
 
 def test_a_wrong_number_is_seen():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ganglion.analysis.complexity import activation_memory, complexity
+from ganglion.analysis.dense import SETTINGS, shapes_of
 from ganglion.analysis.flop_formulas import missing_formulas
 from ganglion.layers.block import IdentityScale
 from ganglion.layers.ss2d import SS2D
@@ -47,6 +50,8 @@ class Mixer(SS2D):
         (nn.AdaptiveAvgPool2d(1), 360),
         (nn.AdaptiveAvgPool2d(2), 360),
         (IdentityScale(6), 360),
+        (Call(lambda x: F.interpolate(x, (7, 3), mode="nearest")), 6 * 7 * 3),
+        (Call(lambda x: F.interpolate(x, (7, 3), mode="bilinear")), 4 * 6 * 7 * 3),
         (Call(lambda x: x @ x.mT), 6 * 6 * 10 * 6),
         (Call(lambda x: F.gelu(x + x).flip(2).permute(0, 2, 3, 1)), 0),
     ],
@@ -67,6 +72,55 @@ def test_scan_by_hand(d_state):
         + routes * inner * (9 * d_state + 1) + 5 * inner + inner * dim
     )  # fmt: skip
     assert complexity(Mixer(dim, d_state=d_state), (height, width), in_chans=dim).flops == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "params", "flops"),
+    [
+        ("upernet", 61_902_572, "948.780190"),
+        ("mask_rcnn", 49_755_312, "271.163377"),
+        ("semantic_fpn", 33_854_550, "189.550821"),
+    ],
+)
+def test_detectors_and_segmentors_to_the_last_digit(head, params, flops):
+    """VMamba-T; the first two by the authors' own scripts."""
+    found = complexity(shapes_of(head, "vmamba_tiny_s1l8"), SETTINGS[head].img_size)
+    assert (found.params, f"{found.flops / 1e9:.6f}") == (params, flops)
+    assert sum(part.flops for part in found.parts) == found.flops
+    assert "other" not in [part.name for part in found.parts]
+
+
+def test_heads_of_a_detector_by_hand():
+    """Box head on every proposal, mask head on 100, or on as many as there are."""
+
+    def parts(proposals: int) -> dict[str, int]:
+        network = shapes_of("mask_rcnn", "test_vmamba", num_classes=7)
+        config = replace(network.network.config, proposals=proposals)
+        network.network.config = config
+        return {part.name: part.flops for part in complexity(network, (64, 96)).parts}
+
+    for proposals in (300, 60):
+        found, masks = parts(proposals), min(proposals, 100)
+        assert found["box_head"] == proposals * (256 * 7 * 7 * 1024 + 1024 * 1024)
+        assert found["box_predictor"] == proposals * 1024 * (8 + 4 * 7)
+        assert found["mask_head"] == masks * 4 * 14 * 14 * 256 * 256 * 9
+        assert found["mask_predictor"] == masks * (14 * 14 * 256 * 256 * 4 + 28 * 28 * 256 * 7)
+
+
+def test_the_auxiliary_head_takes_memory_in_training_only():
+    with_it, without = (shapes_of("upernet", "test_vmamba"), shapes_of("upernet", "test_vmamba"))
+    without.network.auxiliary_head = None
+    sizes = {
+        mode: [activation_memory(n, 64, batch_size=2, mode=mode) for n in (with_it, without)]
+        for mode in ("inference", "training")
+    }
+    assert sizes["inference"][0] == sizes["inference"][1]
+    assert sizes["training"][0] > sizes["training"][1]
+
+
+def test_unknown_head():
+    with pytest.raises(ValueError, match=r"'unet'.*'upernet'"):
+        shapes_of("unet", "test_vmamba")
 
 
 def test_attention_is_apart():

@@ -8,9 +8,11 @@ import pytest
 import timm
 import torch
 
+from ganglion.analysis import dense
 from ganglion.analysis.complexity import activation_memory, complexity
+from ganglion.heads import create_detector
 from ganglion_cli import main
-from ganglion_cli.info import _describe
+from ganglion_cli.info import HEADS, _describe
 
 
 def run(capsys, *argv: str) -> str:
@@ -44,6 +46,40 @@ def test_table_for_people(capsys):
     assert "30.706 M" in out
     assert "14.2743 G" in out
     assert "stages.2  0n 1n 2n 3n 4n" in out
+
+
+def test_a_detector_over_a_network(capsys):
+    argv = ("info", "test_sparx_mamba", "--head", "mask_rcnn", "--num-classes", "3", "--img-size", "64", "96")
+    out = run(capsys, *argv)
+    assert "mask_rcnn over test_sparx_mamba at 64 x 96" in out
+    assert "backbone.stages.2" in out
+    assert "  stages.0  " in out
+    report = json.loads(run(capsys, *argv, "--json"))
+    network = create_detector("mask_rcnn", "test_sparx_mamba", num_classes=3)
+    assert (report["head"], report["params"]) == ("mask_rcnn", sum(p.numel() for p in network.parameters()))
+
+
+def test_every_head_can_be_named():
+    assert HEADS == dense.HEADS
+
+
+def test_a_segmentor_that_needs_two_images_in_training(capsys):
+    argv = ("info", "test_vmamba", "--head", "upernet", "--img-size", "64")
+    assert "training step none, it needs two images" in run(capsys, *argv)
+    assert json.loads(run(capsys, *argv, "--json"))["activation_memory"]["training"] is None
+    assert "MiB (batch 2" in run(capsys, *argv, "--batch-size", "2")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--paper", "--head", "upernet"), "not both"),
+        (("test_vmamba", "--num-classes", "3"), "expected --head, too"),
+        (("test_vmamba", "--head", "unet"), "Did you mean upernet"),
+    ],
+)
+def test_options_of_heads_that_do_not_fit(capsys, argv, said):
+    assert said in error(capsys, "info", *argv)
 
 
 def test_attention_is_counted_when_asked_for(capsys):

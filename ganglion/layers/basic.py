@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import check_choice
 from ..ops.depthwise import depthwise_conv2d, is_depthwise
+from ..ops.norm_op import add_norm, norm, uses_kernel
 
 Norm = Literal["ln", "bn", "gn"]
 Act = Literal["silu", "gelu", "relu"]
@@ -35,24 +36,89 @@ def to_map(x: Tensor, like: Tensor) -> Tensor:
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a map."""
+    """LayerNorm over the channels of a map.
+
+    halves: under autocast the result has the dtype of products, for norms whose results only products read. On a GPU
+        it is then written once, and in that dtype; elsewhere it is float32, and the products cast it, to the same.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, *, halves: bool = False, device=None, dtype=None):
+        super().__init__(channels, eps, device=device, dtype=dtype)
+        self.halves = halves
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if uses_kernel(x, self.weight, self.bias):
+                dtype = _norm_dtype(x, self.halves)
+                y = norm(to_tokens(x), self.weight, self.bias, eps=self.eps, dtype=dtype)
+                return to_map(y, x)
         y = F.layer_norm(to_tokens(x), self.normalized_shape, self.weight, self.bias, self.eps)
         return to_map(y, x)
 
 
-def make_norm(kind: Norm, channels: int, *, eps: float = 1e-5, device=None, dtype=None) -> nn.Module:
+class GroupNorm2d(nn.GroupNorm):
+    """GroupNorm with one group, over channels, height and width of a map. halves: as for `LayerNorm2d`."""
+
+    def __init__(self, channels: int, eps: float = 1e-5, *, halves: bool = False, device=None, dtype=None):
+        super().__init__(1, channels, eps, device=device, dtype=dtype)
+        self.halves = halves
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if uses_kernel(x, self.weight, self.bias):
+                dtype = _norm_dtype(x, self.halves)
+                y = norm(to_tokens(x), self.weight, self.bias, eps=self.eps, per_image=True, dtype=dtype)
+                return to_map(y, x)
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _norm_dtype(x: Tensor, halves: bool) -> torch.dtype:
+    """Of what a norm of x returns."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device) if halves else torch.float32
+
+
+def sum_and_norm(
+    x: Tensor, branch: Tensor, norm: nn.Module, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """x * scale + shift + branch and the norm of that, maps (B, C, H, W), where both are one pass over memory.
+
+    None elsewhere, and where somebody waits for the norm to be called: it has hooks, or is another module by now.
+    """
+    if not isinstance(norm, (LayerNorm2d, GroupNorm2d)) or not uses_kernel(x, branch, norm.weight, scale):
+        return None
+    if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
+        return None
+    total, y = add_norm(
+        to_tokens(x),
+        to_tokens(branch),
+        norm.weight,
+        norm.bias,
+        scale=scale,
+        shift=shift,
+        eps=norm.eps,
+        per_image=isinstance(norm, GroupNorm2d),
+        dtype=_norm_dtype(x, norm.halves),
+    )
+    return to_map(total, x), to_map(y, x)
+
+
+def make_norm(
+    kind: Norm, channels: int, *, eps: float = 1e-5, halves: bool = False, device=None, dtype=None
+) -> nn.Module:
     """ "ln" LayerNorm over channels, "bn" BatchNorm, "gn" GroupNorm with one group (over C, H and W).
+
+    halves: see `LayerNorm2d`; BatchNorm has what it is given.
 
     Raises ValueError for another name.
     """
     check_choice("norm", kind, Norm)
-    if kind == "ln":
-        return LayerNorm2d(channels, eps, device=device, dtype=dtype)
     if kind == "bn":
         return nn.BatchNorm2d(channels, eps, device=device, dtype=dtype)
-    return nn.GroupNorm(1, channels, eps, device=device, dtype=dtype)
+    cls = LayerNorm2d if kind == "ln" else GroupNorm2d
+    return cls(channels, eps, halves=halves, device=device, dtype=dtype)
 
 
 def make_act(name: Act) -> nn.Module:

@@ -6,6 +6,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .basic import sum_and_norm
+
 
 class Block(nn.Module):
     """Mixer branch, channel-mixer branch (VMamba, Figure 3; SparX, Figure 2).
@@ -48,6 +50,7 @@ class Block(nn.Module):
     def forward(self, features: Tensor | list[Tensor]) -> Tensor:
         """x, or x and the earlier features -> (B, C, H, W)."""
         earlier: list[Tensor] = []
+        y: Tensor | None = None
         if isinstance(features, list):
             x, earlier = features[0], features[1:]
         else:
@@ -57,11 +60,28 @@ class Block(nn.Module):
                 branch = self.norm1(self.mixer(x, earlier))
             else:
                 branch = self.mixer(self.norm1(x), earlier)
-            x = self.ls1(x) + self.drop_path(branch)
+            x, y = self._sum(x, self.drop_path(branch))
         if self.mlp is not None and self.norm2 is not None:
-            branch = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+            if self.post_norm:
+                branch = self.norm2(self.mlp(x))
+            else:
+                branch = self.mlp(self.norm2(x) if y is None else y)
             x = self.ls2(x) + self.drop_path(branch)
         return x
+
+    def _sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The sum after the first branch; its norm too, where one pass over memory does both."""
+        if not torch.jit.is_scripting():
+            if self.norm2 is not None and not self.post_norm:
+                both = None
+                if isinstance(self.ls1, IdentityScale):
+                    if not self.ls1._forward_hooks:
+                        both = sum_and_norm(x, branch, self.norm2, self.ls1.weight.flatten(), self.ls1.bias)
+                elif type(self.ls1) is nn.Identity:
+                    both = sum_and_norm(x, branch, self.norm2, None, None)
+                if both is not None:
+                    return both
+        return self.ls1(x) + branch, None
 
 
 class IdentityScale(nn.Module):

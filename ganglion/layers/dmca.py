@@ -82,7 +82,7 @@ class DMCA(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.out_channels, self.sr_ratio, self.skip = out_channels, sr_ratio, skip
-        self.d_norm = make_norm("gn", n_earlier * dim, **dd)
+        self.d_norm = make_norm("gn", n_earlier * dim, halves=True, **dd)
         self.d_proj = project_earlier(dim, n_earlier, 2 * dim, dd)
         self.q = Chain(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
         self.k = Chain(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))

@@ -40,10 +40,10 @@ class SpatialSoftmax(nn.Module):
         return x.flatten(2).softmax(-1).unflatten(2, x.shape[2:])
 
 
-def _make_out_norm(kind: OutNorm, channels: int, dd: dict) -> nn.Module:
+def _make_out_norm(kind: OutNorm, channels: int, halves: bool, dd: dict) -> nn.Module:
     check_choice("norm after the scan", kind, OutNorm)
     if kind in ("ln", "gn"):
-        return make_norm(kind, channels, **dd)
+        return make_norm(kind, channels, halves=halves, **dd)
     if kind in ("dwconv3", "ln_dwconv3"):
         conv = DepthwiseConv2d(channels, 3, bias=False, **dd)
         return conv if kind == "dwconv3" else nn.Sequential(make_norm("ln", channels, **dd), conv)
@@ -107,7 +107,7 @@ class SS2D(Mixer):
         self.dt_projs_bias = nn.Parameter(torch.empty(n_routes, inner, **dd))
         self.A_logs = nn.Parameter(torch.empty(n_routes * inner, d_state, **dd))
         self.Ds = nn.Parameter(torch.empty(n_routes * inner, **dd))
-        self.out_norm = _make_out_norm(out_norm, inner, dd)
+        self.out_norm = _make_out_norm(out_norm, inner, not (gate or out_act), dd)
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = nn.Linear(inner, dim, bias=bias, **dd)
         self.reset_scan_parameters(ssm_init)

@@ -254,9 +254,9 @@ def _block(
     return Block(
         dim,
         mixer=mixer,
-        norm1=make_norm("gn", dim, **dd),
+        norm1=make_norm("gn", dim, halves=True, **dd),
         mlp=(ConvFFN if c.ffn == "conv" else Mlp)(dim, int(dim * c.ffn_ratio), **dd),
-        norm2=make_norm("gn", dim, **dd),
+        norm2=make_norm("gn", dim, halves=True, **dd),
         layer_scale=c.layer_scale[i],
         drop_path=drop_path,
         **dd,

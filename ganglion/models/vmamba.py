@@ -160,9 +160,9 @@ def _block(c: VMambaConfig, dim: int, drop_path: float, backend: str, dd: dict[s
     return Block(
         dim,
         mixer=mixer,
-        norm1=make_norm(c.norm, dim, **dd) if mixer is not None else None,
+        norm1=make_norm(c.norm, dim, halves=True, **dd) if mixer is not None else None,
         mlp=mlp,
-        norm2=make_norm(c.norm, dim, **dd) if mlp is not None else None,
+        norm2=make_norm(c.norm, dim, halves=True, **dd) if mlp is not None else None,
         post_norm=c.post_norm,
         drop_path=drop_path,
         **dd,

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from ..errors import unknown
 from . import cpu
+from .operator import untransformed
 
 #: Taps of `causal_conv1d` and its activations.
 _WIDTHS = (2, 3, 4)
@@ -124,8 +123,6 @@ def uses_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
       a copy.
     * Only with the native library. Without, PyTorch computes the same as fast as without this file.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
     if not torch.is_grad_enabled() or not weight.requires_grad:
         return False
     tensors = (x, weight) if bias is None else (x, weight, bias)
@@ -143,12 +140,9 @@ def uses_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _is_plain(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors does nothing but compute on their memory."""
     return (
-        all(type(t) in (Tensor, nn.Parameter) for t in tensors)
-        and not torch._C._are_functorch_transforms_active()
+        untransformed(*tensors)
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled("cpu")
-        and forward_ad._current_level < 0
-        and not any(is_legacy_batchedtensor(t) for t in tensors)
     )
 
 
@@ -171,7 +165,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         x_needs, weight_needs, bias_needs = ctx.needs_input_grad
         channels, kernel_size = weight.shape[0], weight.shape[-1]
         # With create_graph this pass is recorded itself; it may also be vectorised over several grad_y, or compiled.
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(grad_y, x, weight):
+        if torch.is_grad_enabled() or not _is_plain(grad_y, x, weight):
             padding = [kernel_size // 2] * 2
             mask = [x_needs, weight_needs, bias_needs]
             return torch.ops.aten.convolution_backward(

@@ -27,6 +27,15 @@ or grouped (B, G, N, L), with one G for both. A, D, delta_bias, the states and t
 float64 if u has it, and then everything does, else float32. carry (B, ceil(L / CHUNK), N, D) is the state before every
 CHUNK-th step (`ganglion.ops.routes`).
 
+The module of `add_norm`, which is optional, has
+
+    rejects(x) -> str | None
+    forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, total_dtype) -> (y, total, mean, rstd)
+    backward(grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, (dtype of x, dtype of add or None))
+        -> (grad_x, grad_add or None where it is grad_x, (4, C) of weight, bias, scale and shift)
+
+with the shapes of `ganglion.ops.norm`; mean and rstd have one value a pixel, or an image.
+
 Backends compute the same function; they differ in speed.
 """
 

@@ -20,8 +20,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
@@ -30,6 +32,21 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 #: What an operator returns.
 Results = tuple[Tensor, ...]
+
+
+_PLAIN = (Tensor, nn.Parameter, FakeTensor)
+
+
+def untransformed(*tensors: Tensor) -> bool:
+    """Whether an operation on these tensors computes, or only infers shapes: nothing records it to run it later
+    (`torch.compile`, export, FX, TorchScript), or transforms it (`torch.func`, forward mode, tensor subclasses)."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and all(type(t) in _PLAIN and not is_legacy_batchedtensor(t) for t in tensors)
+    )
 
 
 def define(

@@ -1,10 +1,10 @@
 """The `torch` backend: any device, any floating dtype, no compiler, no Python loop over positions."""
 
-from . import scan2d, selective_scan
+from . import add_norm, scan2d, selective_scan
 
 DEVICES = None
 
-__all__ = ["DEVICES", "scan2d", "selective_scan", "unavailable"]
+__all__ = ["DEVICES", "add_norm", "scan2d", "selective_scan", "unavailable"]
 
 
 def unavailable() -> str | None:

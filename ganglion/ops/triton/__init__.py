@@ -12,11 +12,11 @@ import os
 
 import torch
 
-from . import scan2d, selective_scan
+from . import add_norm, scan2d, selective_scan
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
-__all__ = ["DEVICES", "scan2d", "selective_scan", "unavailable"]
+__all__ = ["DEVICES", "add_norm", "scan2d", "selective_scan", "unavailable"]
 
 DEVICES = ("cuda", "xpu", "cpu") if _INTERPRETED else ("cuda", "xpu")
 

@@ -1,0 +1,270 @@
+"""LayerNorm and GroupNorm with one group of channels-last maps, with the sum before them in the same pass.
+
+PyTorch gives each row of a LayerNorm a block of its own on a GPU, however few channels it has, and returns the result
+of a GroupNorm in another memory format. Under autocast both return float32, which the next layer casts. Here a map is
+read once and written once, several pixels at a time, in the dtype that is wanted.
+
+Shape letters: B batch, L pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import check_request, choose
+from .operator import untransformed
+from .torch import add_norm as plain
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
+#: Where kernels are faster than PyTorch's.
+_DEVICES = ("cuda", "xpu")
+
+
+def norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    per_image: bool = False,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Normalise each pixel over its channels (LayerNorm), or each image over pixels and channels (GroupNorm(1, C)).
+
+    x: (B, L, C), float32, bfloat16, float16 or float64, for example the tokens of a channels-last map. weight, bias:
+        (C,), of any floating dtype.
+    per_image: one mean and deviation an image instead of one a pixel.
+    dtype: of the result, x's if None. Inside, everything is float32 (float64 for float64).
+    backend: "auto", the name of a backend to force it, or "no-<name>" to forbid it (see `backends()`).
+
+    Returns (B, L, C). Every transformation of PyTorch and gradients of every order are served; what records or
+    transforms operations (`torch.compile`, export, `torch.func`) sees PyTorch's own.
+
+    Raises ValueError for shapes that do not fit, TypeError for dtypes that are not served, and BackendError if a
+    forced backend cannot serve the call.
+    """
+    return _run(x, None, None, None, weight, bias, per_image, eps, dtype, backend)[0]
+
+
+def add_norm(
+    x: Tensor,
+    add: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 1e-5,
+    per_image: bool = False,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`norm` of a residual sum: total = x * scale + shift + add, and the norm of that.
+
+    x, add: (B, L, C), each of any floating dtype. scale, shift: (C,), both or none: SparX's affine map of the identity
+    path (section 3.1). dtype: of the normalised map, the sum's if None. The rest as for `norm`.
+
+    Returns (total, normalised): (B, L, C) each, total in the wider dtype of x and add, rounded once.
+
+    Raises what `norm` raises.
+    """
+    y, total = _run(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend)
+    return total, y
+
+
+def uses_kernel(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether `norm` and `add_norm` of these tensors are an operator of their own, and not some of PyTorch's.
+
+    Not while something records the operations to run or transforms them by itself, so that a compiler can fuse a norm
+    with its neighbours; and on a GPU only.
+    """
+    if not isinstance(x, Tensor) or x.device.type not in _DEVICES:
+        return False
+    return untransformed(x, *[t for t in others if t is not None])
+
+
+def _run(
+    x: Tensor,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    per_image: bool,
+    eps: float,
+    dtype: torch.dtype | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The normalised map, and what was normalised."""
+    check_request(backend)
+    _check(x, add, scale, shift, weight, bias)
+    total_dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
+    dtype = total_dtype if dtype is None else dtype
+    tensors = (x, add, scale, shift, weight, bias)
+    given = [t for t in tensors if t is not None]
+    forced = backend in ("triton", "cpu")  # those that have kernels
+    if not ((forced and untransformed(*given)) or uses_kernel(*given)):
+        total = plain.sum_of(x, add, scale, shift, total_dtype)
+        return _torch_norm(total, weight, bias, per_image, eps).to(dtype), total
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        function: Any = _AddNorm
+        y, total = function.apply(*tensors, per_image, eps, dtype, backend)
+    else:
+        y, total, _, _ = torch.ops.ganglion.add_norm(*tensors, per_image, eps, dtype, backend)
+    return y, x if add is None else total
+
+
+def _torch_norm(
+    total: Tensor, weight: Tensor | None, bias: Tensor | None, per_image: bool, eps: float
+) -> Tensor:
+    if per_image:
+        return F.group_norm(total.transpose(1, 2), 1, weight, bias, eps).transpose(1, 2)
+    return F.layer_norm(total, total.shape[2:], weight, bias, eps)
+
+
+def _check(x: Tensor, add: Tensor | None, *rows: Tensor | None) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, L, C)")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"x has dtype {x.dtype}: expected one of {', '.join(map(str, _FLOATS))}")
+    if add is not None and add.shape != x.shape:
+        raise ValueError(f"add has shape {tuple(add.shape)}: expected {tuple(x.shape)}, as x")
+    for name, row in zip(("scale", "shift", "weight", "bias"), rows, strict=True):
+        if row is not None and row.shape != x.shape[2:]:
+            raise ValueError(
+                f"{name} has shape {tuple(row.shape)}: expected ({x.shape[2]},) for x {tuple(x.shape)}"
+            )
+    if (rows[0] is None) != (rows[1] is None):
+        raise ValueError("scale and shift belong together: give both or none")
+    for name, t in zip(("add", "scale", "shift", "weight", "bias"), (add, *rows), strict=True):
+        if t is not None and t.device != x.device:
+            raise ValueError(f"{name} is on {t.device}, x on {x.device}: move them to one device")
+
+
+class _AddNorm(torch.autograd.Function):
+    """The operator and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
+        y, total, mean, rstd = torch.ops.ganglion.add_norm(
+            x, add, scale, shift, weight, bias, per_image, eps, dtype, backend
+        )
+        ctx.save_for_backward(
+            x if add is None else total, x if scale is not None else None, scale, weight, mean, rstd
+        )
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = (x.dtype, None if add is None else add.dtype)
+        ctx.parameters = [None if t is None else t.dtype for t in (weight, bias, scale, shift)]
+        ctx.rest = per_image, eps, backend
+        return y, total
+
+    # torch declares any number of gradients.
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        total, x, scale, weight, mean, rstd = ctx.saved_tensors
+        per_image, eps, backend = ctx.rest
+        has_add = ctx.dtypes[1] is not None
+        grad_total = grad_total if has_add else None
+        grad_y = torch.zeros_like(total) if grad_y is None else grad_y
+        grads = [t for t in (grad_y, grad_total, total, x) if t is not None]
+        if torch.is_grad_enabled() or not untransformed(*grads):
+            # To be differentiated once more, or for several gradients at once.
+            mean, rstd = _statistics(total, per_image, eps)
+            found = plain.backward(
+                grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, ctx.dtypes
+            )
+        else:
+            found = torch.ops.ganglion.add_norm_backward(
+                grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, *ctx.dtypes, backend
+            )
+        grad_x, grad_add, sums = found
+        if has_add and (grad_add is None or grad_add.numel() != total.numel()):
+            grad_add = grad_x
+        wanted = zip(ctx.parameters, sums.unbind(0), strict=True)
+        rows = [None if dtype is None else row.to(dtype) for dtype, row in wanted]
+        return (
+            grad_x,
+            grad_add if has_add else None,
+            rows[2],
+            rows[3],
+            rows[0],
+            rows[1],
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _statistics(total: Tensor, per_image: bool, eps: float) -> tuple[Tensor, Tensor]:
+    work = torch.promote_types(total.dtype, torch.float32)
+    var, mean = torch.var_mean(total.to(work), (1, 2) if per_image else (2,), correction=0)
+    return mean.flatten(), torch.rsqrt(var + eps).flatten()
+
+
+def _forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
+    total_dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
+    if x.numel() == 0:
+        return _fake_forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend)
+    module = choose("add_norm", x, backend)
+    tensors = [None if t is None else t.contiguous() for t in (x, add, scale, shift, weight, bias)]
+    y, total, mean, rstd = module.forward(*tensors, per_image, eps, dtype, total_dtype)
+    return y, x.new_empty(0) if add is None else total, mean, rstd
+
+
+def _fake_forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
+    total = x.new_empty(0)
+    if add is not None:
+        total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, add.dtype))
+    groups = x.shape[0] if per_image else x.shape[0] * x.shape[1]
+    mean = x.new_empty(groups, dtype=torch.promote_types(x.dtype, torch.float32))
+    return x.new_empty(x.shape, dtype=dtype), total, mean, torch.empty_like(mean)
+
+
+def _backward(
+    grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, x_dtype, add_dtype, backend
+):
+    """Gradients of x, of add (empty if it is that of x), and (4, C) of weight, bias, scale and shift."""
+    if total.numel() == 0:
+        fake = _fake_backward(
+            grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, x_dtype, add_dtype, backend
+        )
+        return (*fake[:2], fake[2].zero_())
+    module = choose("add_norm", total, backend)
+    tensors = [None if t is None else t.contiguous() for t in (grad_y, grad_total, total, x, scale, weight)]
+    grad_x, grad_add, sums = module.backward(*tensors, mean, rstd, per_image, (x_dtype, add_dtype))
+    return grad_x, total.new_empty(0) if grad_add is None else grad_add, sums
+
+
+def _fake_backward(
+    grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, x_dtype, add_dtype, backend
+):
+    apart = add_dtype is not None and (scale is not None or add_dtype != x_dtype)
+    grad_add = total.new_empty(total.shape, dtype=add_dtype) if apart else total.new_empty(0)
+    sums = mean.new_empty((4, total.shape[2]))
+    return total.new_empty(total.shape, dtype=x_dtype), grad_add, sums
+
+
+_LIBRARY.define(
+    "add_norm(Tensor x, Tensor? add, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias, bool per_image,"
+    " float eps, ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIBRARY.define(
+    "add_norm_backward(Tensor grad_y, Tensor? grad_total, Tensor total, Tensor? x, Tensor? scale, Tensor? weight,"
+    " Tensor mean, Tensor rstd, bool per_image, ScalarType x_dtype, ScalarType? add_dtype, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+for _name, _kernel, _fake in (
+    ("add_norm", _forward, _fake_forward),
+    ("add_norm_backward", _backward, _fake_backward),
+):
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ganglion::{_name}", _fake, lib=_LIBRARY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -199,11 +199,13 @@ def train_loader(
     processes: Processes = Processes(),  # noqa: B008  frozen
     pin_memory: bool = False,
     collate: Collate = stack,
+    groups: Sequence[int] | None = None,
 ) -> Loader:
     """Loader of augmented training batches.
 
     batch_size: of a rank. transform: takes and gives image and target. epoch, start_batch: where to begin;
-    `loader.sampler.set_epoch` goes to another epoch's begin.
+    `loader.sampler.set_epoch` goes to another epoch's begin. groups: of every image, where those of a rank's batch have
+    to be of one; not of streams.
     `len(loader)` is the number of batches of a whole epoch in any case. Images that fill no batch of all ranks are left
     out.
 
@@ -234,6 +236,7 @@ def train_loader(
         start_batch=start_batch,
         rank=processes.rank,
         world_size=world_size,
+        groups=groups,
     )
     return _indexed(source, transform, collate, sampler, training=True, batch_size=batch_size, **options)
 

@@ -6,7 +6,7 @@ same order and takes its part of every global batch, so the order does not depen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class TrainSampler(Sampler[Key]):
     """A permutation of the images for each epoch; global batch b is its b-th piece of `batch_size * world_size`.
 
     batch_size: of a rank. start_batch: where the first epoch begins. The images that fill no global batch are left out.
+    groups: of every image; a rank's batch then holds images of one group, but for the last ones of an epoch.
     """
 
     def __init__(
@@ -41,10 +42,14 @@ class TrainSampler(Sampler[Key]):
         start_batch: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        groups: Sequence[int] | None = None,
     ):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.epoch, self.start_batch = epoch, start_batch
         self.rank, self.world_size = rank, world_size
+        if groups is not None and len(groups) != length:
+            raise ValueError(f"{len(groups)} groups of {length} images: expected one of each")
+        self.groups = groups
 
     @property
     def batches(self) -> int:
@@ -62,12 +67,27 @@ class TrainSampler(Sampler[Key]):
         stream = np.random.SeedSequence([self.seed, self.epoch])
         generator = torch.Generator().manual_seed(int(stream.generate_state(1)[0]))
         order = torch.randperm(self.length, generator=generator).tolist()
+        if self.groups is not None:
+            order = grouped(order, self.groups, self.batch_size)
         seeds = stream.spawn(1)[0].generate_state(self.length).tolist()  # one for every position
         whole = self.batch_size * self.world_size
         for batch in range(self.start_batch, self.batches):
             first = batch * whole + self.rank * self.batch_size
             for position in range(first, first + self.batch_size):
                 yield order[position], seeds[position]
+
+
+def grouped(order: Sequence[int], groups: Sequence[int], size: int) -> list[int]:
+    """The indices in pieces of `size` of one group each, as they fill up; then what filled none, group by group."""
+    waiting: dict[int, list[int]] = {group: [] for group in sorted(set(groups))}
+    found: list[int] = []
+    for index in order:
+        piece = waiting[groups[index]]
+        piece.append(index)
+        if len(piece) == size:
+            found += piece
+            piece.clear()
+    return found + [index for piece in waiting.values() for index in piece]
 
 
 class EvalSampler(Sampler[Key]):

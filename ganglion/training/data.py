@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -67,6 +68,10 @@ class TaskData(pl.LightningDataModule):
         """What a batch is made of, see `ganglion.data.Collate`. Loader processes run it, without the object."""
         return stack(images, targets)
 
+    def groups(self) -> Sequence[int] | None:
+        """The group of every training image, where a batch is to hold images of one group."""
+        return None
+
     def describe(self) -> list[tuple[str, str]]:
         """What there is to train on and to validate with, as titles and lines."""
         lines = {"train": ("training", ""), "val": ("validation", "none")}
@@ -124,6 +129,7 @@ class TaskData(pl.LightningDataModule):
             processes=self.processes,
             pin_memory=self._pins(),
             collate=self.collate,
+            groups=self.groups(),
         )
 
     def val_dataloader(self) -> Loader:

@@ -109,3 +109,25 @@ def test_fixed_keys():
     assert list(TrainSampler(6, batch_size=3, seed=7, epoch=2)) == [
         (5, 2587022545), (2, 3587742312), (1, 3076237486), (4, 3852073817), (0, 286628982), (3, 1537524964)
     ]  # fmt: skip
+
+
+@anything
+@given(st.lists(st.integers(0, 2), max_size=70), BATCHES, RANKS, SEEDS, EPOCHS)
+def test_batches_of_one_group(groups, batch_size, ranks, seed, epoch):
+    """Every batch of a rank holds one group, but for those made of what each group has left over at the end."""
+    place = {"batch_size": batch_size, "seed": seed, "epoch": epoch, "groups": groups}
+    shares = [batches(TrainSampler(len(groups), rank=r, world_size=ranks, **place)) for r in range(ranks)]
+    pieces = list(chain(*zip(*shares, strict=True)))
+    indices = [index for piece in pieces for index, _ in piece]
+    assert len(set(indices)) == len(indices) == len(groups) - len(groups) % (batch_size * ranks)
+    whole = sum(groups.count(group) // batch_size for group in range(3))
+    assert all(len({groups[index] for index, _ in piece}) == 1 for piece in pieces[:whole])
+    plain = list(TrainSampler(len(groups), batch_size=1, seed=seed, epoch=epoch))
+    for group in range(3):
+        within = [index for piece in pieces[:whole] for index, _ in piece if groups[index] == group]
+        assert within == [index for index, _ in plain if groups[index] == group][: len(within)]
+
+
+def test_a_group_for_every_image():
+    with pytest.raises(ValueError, match="2 groups of 3 images"):
+        TrainSampler(3, batch_size=1, seed=0, groups=[0, 1])

@@ -7,6 +7,7 @@ import io
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 import ganglion
-from ganglion.data import Batch
+from ganglion.data import Batch, train_loader
 from ganglion.heads import create_detector
 from ganglion.heads.official import published_names
 from ganglion.tasks import fit
@@ -292,6 +293,26 @@ def test_a_crop_has_sides_from_384_to_600():
         height, width = transforms.cropped(made)["pixels"].shape[1:]
         assert 384 <= height <= 600
         assert 384 <= width <= 600
+
+
+def test_batches_are_grouped_by_orientation(data):
+    """Of two upright images and two others a batch has one kind (published: w > h or not)."""
+
+    def orientations(**options) -> list[set[bool]]:
+        made = DetectionData(str(data), batch_size=2, workers=0, long_side=64, short_side=48, **options)
+        trainer: Any = SimpleNamespace(
+            lightning_module=SimpleNamespace(in_chans=3), global_rank=0, world_size=1, current_epoch=0
+        )
+        made.trainer = trainer
+        loader = train_loader(
+            made.source("train"), made.transform("train"), batch_size=2, seed=1, collate=made.collate,
+            groups=made.groups(),
+        )  # fmt: skip
+        return [{image.shape[2] > image.shape[1] for image in batch.images} for batch in loader]
+
+    found = orientations()
+    assert sorted(map(len, found)) == [1, 1, 2]  # three of each kind: one pair is left over
+    assert DetectionData(str(data), group_by_orientation=False).groups() is None
 
 
 # The rest

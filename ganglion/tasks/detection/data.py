@@ -35,6 +35,8 @@ class DetectionData(TaskData):
         mean: of every channel, of images from 0 to 1.
         std: likewise.
         augmentation: of training images.
+        group_by_orientation: a device's batch holds images that are wider than high, or images that are not, as
+            published: less padding.
         train_limit: use the first so many training images only.
         val_limit: use the first so many validation images only.
         max_unreadable: fraction of unreadable images, of those in a split, above which the run stops.
@@ -60,6 +62,7 @@ class DetectionData(TaskData):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         augmentation: DetectionAugmentation = DetectionAugmentation(),  # noqa: B008  frozen
+        group_by_orientation: bool = True,
         train_limit: int | None = None,
         val_limit: int | None = None,
         max_unreadable: float = 0.01,
@@ -86,7 +89,7 @@ class DetectionData(TaskData):
         self.images = {"train": train_images, "val": val_images}
         self.limits = {"train": train_limit, "val": val_limit}
         self.sides, self.augmentation = (short_side, long_side), augmentation
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.group_by_orientation = mean, std, group_by_orientation
         if val_split is None and val_annotations is None:
             self.parts = ("train",)
 
@@ -127,6 +130,11 @@ class DetectionData(TaskData):
         source = self.source("train")
         assert isinstance(source, CocoSource)
         return source
+
+    def groups(self) -> list[int] | None:
+        if not self.group_by_orientation:
+            return None
+        return [int(width > height) for height, width in (item["size"] for item in self.coco.targets())]
 
     def transform(self, part: PartName) -> Transform:
         config = self.data_config(self.task.in_chans)

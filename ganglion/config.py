@@ -51,9 +51,12 @@ def check_kernel(config: Any, name: str) -> None:
 
 
 def override(config: Any, kwargs: dict[str, Any]) -> Any:
-    """`config` with the fields named in `kwargs` replaced; those entries are removed from `kwargs`."""
-    names = [f.name for f in dataclasses.fields(config) if f.name in kwargs]
-    return dataclasses.replace(config, **{name: kwargs.pop(name) for name in names})
+    """`config` with the fields named in `kwargs` replaced; those entries are removed from `kwargs`.
+
+    Lists, as YAML and JSON have them, become tuples."""
+    values = {f.name: kwargs.pop(f.name) for f in dataclasses.fields(config) if f.name in kwargs}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return dataclasses.replace(config, **values)
 
 
 def check_range(

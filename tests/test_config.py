@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ganglion.config import check_range
+from ganglion.config import check_range, override
+from ganglion.models import SparXConfig
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,10 @@ def test_in_range():
         check_range("x", value, 0, 1)
     check_range("x", 1, above=0, below=2)
     check_range("x", -1e300)
+
+
+def test_lists_of_recipes_are_one_value_for_each_stage():
+    given = {"stride": [1, 1, 2, 1], "start": [None, 0, 0, 0], "backend": "torch"}
+    found = override(SparXConfig(), given)
+    assert (found.stride, found.start) == ((1, 1, 2, 1), (None, 0, 0, 0)) and given == {"backend": "torch"}
+    assert found.plans()[0].ganglions == ()

@@ -46,8 +46,9 @@ def exact(args: list[Tensor | None], per_image: bool, **options) -> tuple[list[T
 
 
 def wave(t: Tensor) -> Tensor:
-    """A gradient of t."""
-    return torch.arange(t.numel(), dtype=torch.float64, device=t.device).cos().view(t.shape).to(t.dtype)
+    """A gradient of t, of numbers that every dtype has, whose sums do not cancel."""
+    steps = torch.arange(t.numel(), dtype=torch.float64, device=t.device)
+    return (steps.cos() + 0.5).to(torch.bfloat16).view(t.shape).to(t.dtype)
 
 
 def error(found: Tensor, expected: Tensor) -> float:

@@ -5,7 +5,7 @@ and normalises each row by itself. `image_*`: an image is cut into `parts` progr
 in between, so that there are two launches, unless an image is a single tile (WHOLE).
 
 Sums over pixels, the gradients of what has one value a channel, are kept for each program and added up afterwards, so
-that they are the same in every run.
+that they are the same in every run. A program keeps a tile of them until its end: rows of a tile lie in several warps.
 
 Names. b_x: a tile or a row in registers. s_: a sum. o_, m_: offsets and masks. p_x: a pointer. n_: a count. total: x
 (times a scale plus a shift) plus what is added, which is what is normalised.
@@ -110,10 +110,10 @@ def pixel_backward_kernel(
     m_c = o_c < n_channels
     b_scale = channel_values(p_scale, o_c, m_c, 1.0, SCALE)
     b_weight = channel_values(p_weight, o_c, m_c, 1.0, WEIGHT)
-    s_weight = tl.zeros((WIDTH,), tl.float32)
-    s_bias = tl.zeros((WIDTH,), tl.float32)
-    s_scale = tl.zeros((WIDTH,), tl.float32)
-    s_shift = tl.zeros((WIDTH,), tl.float32)
+    s_weight = tl.zeros((ROWS, WIDTH), tl.float32)
+    s_bias = tl.zeros((ROWS, WIDTH), tl.float32)
+    s_scale = tl.zeros((ROWS, WIDTH), tl.float32)
+    s_shift = tl.zeros((ROWS, WIDTH), tl.float32)
     for tile in range(n_tiles):
         o_r = (program * n_tiles + tile) * ROWS + tl.arange(0, ROWS)
         m_r = o_r < n_rows
@@ -124,8 +124,8 @@ def pixel_backward_kernel(
         b_hat = (tl.load(p_total + o, mask=m, other=0.0).to(tl.float32) - mean) * rstd
         b_hat = tl.where(m, b_hat, 0.0)
         b_grad = tl.load(p_grad_y + o, mask=m, other=0.0).to(tl.float32)
-        s_weight += tl.sum(b_grad * b_hat, 0)
-        s_bias += tl.sum(b_grad, 0)
+        s_weight += b_grad * b_hat
+        s_bias += b_grad
         b_grad *= b_weight
         along = tl.sum(b_grad * b_hat, 1) / n_channels
         level = tl.sum(b_grad, 1) / n_channels
@@ -136,16 +136,16 @@ def pixel_backward_kernel(
             tl.store(p_grad_add + o, b_grad.to(p_grad_add.dtype.element_ty), mask=m)
         if SCALE:
             b_grad = tl.where(m, b_grad, 0.0)
-            s_scale += tl.sum(b_grad * tl.load(p_x + o, mask=m, other=0.0).to(tl.float32), 0)
-            s_shift += tl.sum(b_grad, 0)
+            s_scale += b_grad * tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
+            s_shift += b_grad
             b_grad *= b_scale
         tl.store(p_grad_x + o, b_grad.to(p_grad_x.dtype.element_ty), mask=m)
     p_sums += program * 4 * n_channels + o_c
-    tl.store(p_sums, s_weight, mask=m_c)
-    tl.store(p_sums + n_channels, s_bias, mask=m_c)
+    tl.store(p_sums, tl.sum(s_weight, 0), mask=m_c)
+    tl.store(p_sums + n_channels, tl.sum(s_bias, 0), mask=m_c)
     if SCALE:
-        tl.store(p_sums + 2 * n_channels, s_scale, mask=m_c)
-        tl.store(p_sums + 3 * n_channels, s_shift, mask=m_c)
+        tl.store(p_sums + 2 * n_channels, tl.sum(s_scale, 0), mask=m_c)
+        tl.store(p_sums + 3 * n_channels, tl.sum(s_shift, 0), mask=m_c)
 
 
 @triton.jit
@@ -300,23 +300,21 @@ def image_products_kernel(
     mean, rstd = tl.load(p_mean + image), tl.load(p_rstd + image)
     o_c = tl.arange(0, WIDTH)
     m_c = o_c < n_channels
-    s_weight = tl.zeros((WIDTH,), tl.float32)
-    s_bias = tl.zeros((WIDTH,), tl.float32)
+    s_weight = tl.zeros((ROWS, WIDTH), tl.float32)
+    s_bias = tl.zeros((ROWS, WIDTH), tl.float32)
     for tile in range(n_tiles):
         o_r = (part * n_tiles + tile) * ROWS + tl.arange(0, ROWS)
         m = (o_r < n_rows)[:, None] & m_c[None, :]
         o = (image * n_rows + o_r)[:, None] * n_channels + o_c[None, :]
         b_hat = (tl.load(p_total + o, mask=m, other=0.0).to(tl.float32) - mean) * rstd
         b_grad = tl.load(p_grad_y + o, mask=m, other=0.0).to(tl.float32)
-        s_weight += tl.sum(b_grad * b_hat, 0)
-        s_bias += tl.sum(b_grad, 0)
+        s_weight += b_grad * b_hat
+        s_bias += b_grad
     program = image * parts + part
     o_sums = program * 4 * n_channels + o_c
-    tl.store(p_sums + o_sums, s_weight, mask=m_c)
-    tl.store(p_sums + o_sums + n_channels, s_bias, mask=m_c)
-    b_weight = tl.full((WIDTH,), 1.0, tl.float32)
-    if WEIGHT:
-        b_weight = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
+    tl.store(p_sums + o_sums, tl.sum(s_weight, 0), mask=m_c)
+    tl.store(p_sums + o_sums + n_channels, tl.sum(s_bias, 0), mask=m_c)
+    b_weight = channel_values(p_weight, o_c, m_c, 1.0, WEIGHT)
     tl.store(p_found + program * 2, tl.sum(s_weight * b_weight))
     tl.store(p_found + program * 2 + 1, tl.sum(s_bias * b_weight))
 
@@ -358,8 +356,8 @@ def image_backward_kernel(
     m_c = o_c < n_channels
     b_scale = channel_values(p_scale, o_c, m_c, 1.0, SCALE)
     b_weight = channel_values(p_weight, o_c, m_c, 1.0, WEIGHT)
-    s_scale = tl.zeros((WIDTH,), tl.float32)
-    s_shift = tl.zeros((WIDTH,), tl.float32)
+    s_scale = tl.zeros((ROWS, WIDTH), tl.float32)
+    s_shift = tl.zeros((ROWS, WIDTH), tl.float32)
     for tile in range(n_tiles):
         o_r = (part * n_tiles + tile) * ROWS + tl.arange(0, ROWS)
         m = (o_r < n_rows)[:, None] & m_c[None, :]
@@ -373,11 +371,11 @@ def image_backward_kernel(
             tl.store(p_grad_add + o, b_grad.to(p_grad_add.dtype.element_ty), mask=m)
         if SCALE:
             b_grad = tl.where(m, b_grad, 0.0)
-            s_scale += tl.sum(b_grad * tl.load(p_x + o, mask=m, other=0.0).to(tl.float32), 0)
-            s_shift += tl.sum(b_grad, 0)
+            s_scale += b_grad * tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
+            s_shift += b_grad
             b_grad *= b_scale
         tl.store(p_grad_x + o, b_grad.to(p_grad_x.dtype.element_ty), mask=m)
     if SCALE:
         o_sums = (image * parts + part) * 4 * n_channels + o_c
-        tl.store(p_sums + o_sums + 2 * n_channels, s_scale, mask=m_c)
-        tl.store(p_sums + o_sums + 3 * n_channels, s_shift, mask=m_c)
+        tl.store(p_sums + o_sums + 2 * n_channels, tl.sum(s_scale, 0), mask=m_c)
+        tl.store(p_sums + o_sums + 3 * n_channels, tl.sum(s_shift, 0), mask=m_c)

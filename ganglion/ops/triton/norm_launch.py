@@ -62,7 +62,7 @@ class _Call:
         self.forward_grid = (tiles, 1, 1)
         self.sizes = (self.n_rows, channels)
         self.tile = {"ROWS": rows, "WIDTH": width}
-        self.options = {"num_warps": 16 if rows * width > 8192 else 8 if rows * width > 2048 else 4}
+        self.options = {"num_warps": 16 if rows * width > 4096 else 8 if rows * width > 2048 else 4}
         self.compiled: dict[tuple, object] = {}
 
     def launch(

@@ -14,6 +14,7 @@ from .draw_files import add_output, check_output
 from .options import Parser, say_loading
 
 MODES = ("CB", "CwBw", "CwBdtw", "ww")
+NORMALISE = ("none", "minmax", "max")
 VIEWS = ("pixel", "matrix", "diagonal", "rows")
 
 _EXAMPLES = """\
@@ -75,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pixel", type=natural, nargs=2, metavar=("ROW", "COLUMN"), help="on the layer's map (its centre)"
     )
     scan.add_argument("--mode", choices=MODES, nargs="+", default=["CwBdtw"], help="what is shown (CwBdtw)")
+    scan.add_argument(
+        "--normalise",
+        choices=NORMALISE,
+        default="none",
+        help="each map, and the mean instead of the sum (none)",
+    )
     scan.add_argument(
         "--opacity", type=float, default=0.75, metavar="X", help="of the maps over the image (0.75)"
     )

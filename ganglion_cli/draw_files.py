@@ -268,7 +268,10 @@ def write(
     except OSError as error:
         fail(args, f"cannot write {str(args.output)!r}: {error.strerror or error}")
     beside = [s for s, there in ((".npz", arrays), (".csv", rows)) if there]
-    print(f"\n{shown(args.output)}" + (f", and {' and '.join(beside)} beside it" if beside else ""))
+    print(
+        f"{shown(args.output)}" + (f", and {' and '.join(beside)} beside it" if beside else "") + "\n",
+        flush=True,
+    )
 
 
 def _metadata(suffix: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .common import fail, print_table
@@ -83,18 +84,6 @@ def erf(args: argparse.Namespace) -> None:
                     "largest": square.largest,
                 }
             )
-    print_table(
-        ("network", "weights", "stage", "fraction", "side", "area"),
-        [
-            (
-                str(row["network"]), str(row["weights"]), str(row["stage"]), f"{100 * row['fraction']:.0f} %",
-                f"> {row['largest']}" if row["side"] is None else str(row["side"]),
-                "" if row["area"] is None else f"{100 * row['area']:.1f} %",
-            )
-            for row in rows
-        ],
-        right={2, 3, 4, 5},
-    )  # fmt: skip
     lines = [(state, stage) for state in states for stage in args.stage]
     where = "the centre" if position is None else f"({position[0]}, {position[1]})"
     what = (
@@ -113,6 +102,18 @@ def erf(args: argparse.Namespace) -> None:
         for i, ((source, state, stage), field) in enumerate(fields.items())
     }
     write(args, figure, arrays, rows, caption)
+    print_table(
+        ("network", "weights", "stage", "fraction", "side", "area"),
+        [
+            (
+                str(row["network"]), str(row["weights"]), str(row["stage"]), f"{100 * row['fraction']:.0f} %",
+                f"> {row['largest']}" if row["side"] is None else str(row["side"]),
+                "" if row["area"] is None else f"{100 * row['area']:.1f} %",
+            )
+            for row in rows
+        ],
+        right={2, 3, 4, 5},
+    )  # fmt: skip
 
 
 def scan(args: argparse.Namespace) -> None:
@@ -136,7 +137,7 @@ def scan(args: argparse.Namespace) -> None:
     if args.view == "matrix":
         check_full(height, width, x.dtype)
     pixel = (height // 2, width // 2) if args.pixel is None else (args.pixel[0], args.pixel[1])
-    maps = in_layer(layers[name], x, earlier, args.view, args.mode, pixel)
+    maps = in_layer(layers[name], x, earlier, args.view, args.mode, pixel, args.normalise)
     routes = [f"{k}: {describe(route)}" for k, route in enumerate(maps.routes)]
     said = {
         "pixel": f"What pixel {pixel} of the map reads through the scan, and who reads it",
@@ -153,7 +154,7 @@ def scan(args: argparse.Namespace) -> None:
     )
     figure = plot_maps(
         maps.maps,
-        [*routes, "sum over the routes"],
+        [*routes, maps.whole],
         maps.rows,
         caption,
         image=None if args.view == "matrix" else np.asarray(image, dtype=np.float32) / 255,
@@ -169,20 +170,20 @@ def scan(args: argparse.Namespace) -> None:
             "sum": float(values.sum()),
         }
         for row, of_row in zip(maps.rows, maps.maps, strict=True)
-        for column, values in zip([*routes, "sum"], of_row, strict=True)
+        for column, values in zip([*routes, maps.whole], of_row, strict=True)
     ]
     arrays = {
         f"{i}.{k}": values.cpu().numpy()
         for i, of_row in enumerate(maps.maps)
         for k, values in enumerate(of_row)
     }
+    write(args, figure, arrays, table, caption)
     columns = ("row", "map", "least", "largest", "sum")
     print_table(
         columns,
         [tuple(v if isinstance(v, str) else f"{v:.4g}" for v in row.values()) for row in table],
         {2, 3, 4},
     )
-    write(args, figure, arrays, table, caption)
 
 
 def similarity(args: argparse.Namespace) -> None:
@@ -202,6 +203,10 @@ def similarity(args: argparse.Namespace) -> None:
     for one in drawn[1:]:
         if fit_size(args, one) != size:
             fail(args, f"{one.label} takes other images than {drawn[0].label}: expected --size")
+    if args.between and (drawn[0].mean, drawn[0].std) != (drawn[1].mean, drawn[1].std):
+        print(
+            f"warning: {drawn[1].label} gets images normalised as {drawn[0].label} expects", file=sys.stderr
+        )
     pairs = [(0, 1)] if args.between else [(i, i) for i in range(len(drawn))]
     counter = Counter(len(files) * len(pairs))
     matrices = []
@@ -211,12 +216,6 @@ def similarity(args: argparse.Namespace) -> None:
         other = drawn[j].network if i != j else None
         matrices.append(layer_similarity(drawn[i].network, batches, features, other).cpu())
     counter.close()
-    if not args.between:
-        rows = [
-            (one.label, str(len(m)), f"{mean_off_diagonal(m):.4f}")
-            for one, m in zip(drawn, matrices, strict=True)
-        ]
-        print_table(("network", "layers", "mean off the diagonal"), rows, right={1, 2})
     what = f"Linear CKA between layers ({' '.join(args.features)}), unbiased, batches of {args.batch_size}"
     caption = _caption(what, drawn, args, len(files), size)
     titles = [drawn[i].label if i == j else f"{drawn[i].label}, {drawn[j].label}" for i, j in pairs]
@@ -237,6 +236,12 @@ def similarity(args: argparse.Namespace) -> None:
         f"{n}.{title}": matrix.numpy() for n, (title, matrix) in enumerate(zip(titles, matrices, strict=True))
     }
     write(args, plot_similarity(matrices, titles, caption, sides), arrays, table, caption)
+    if not args.between:
+        rows = [
+            (one.label, str(len(m)), f"{mean_off_diagonal(m):.4f}")
+            for one, m in zip(drawn, matrices, strict=True)
+        ]
+        print_table(("network", "layers", "mean off the diagonal"), rows, right={1, 2})
 
 
 def memory(args: argparse.Namespace) -> None:
@@ -266,6 +271,10 @@ def memory(args: argparse.Namespace) -> None:
         | {"lines": row.lines, "image_pixels": row.median * row.stride, "beyond": row.beyond}
         for row in found
     ]
+    what = "Steps along each route until 1/e of what entered the state is left (5, 25, 50, 75, 95 %)"
+    caption = _caption(what, [one], args, len(images), size)
+    arrays = {"steps": [row.steps for row in found], "beyond": [row.beyond for row in found]}
+    write(args, plot_memory(found, caption), arrays, table, caption)
     header = ("layer", "route", "map", *(f"{100 * q:.0f} %" for q in QUANTILES), "lines", "beyond the end")
     print_table(
         header,
@@ -276,10 +285,6 @@ def memory(args: argparse.Namespace) -> None:
         ],
         right=set(range(3, 10)),
     )  # fmt: skip
-    what = "Steps along each route until 1/e of what entered the state is left (5, 25, 50, 75, 95 %)"
-    caption = _caption(what, [one], args, len(images), size)
-    arrays = {"steps": [row.steps for row in found], "beyond": [row.beyond for row in found]}
-    write(args, plot_memory(found, caption), arrays, table, caption)
 
 
 def connections(args: argparse.Namespace) -> None:

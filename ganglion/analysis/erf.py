@@ -20,7 +20,7 @@ FRACTIONS = (0.2, 0.3, 0.5, 0.99)
 
 def effective_receptive_field(
     network: nn.Module,
-    images: Tensor | Iterable[Tensor],
+    images: Tensor | Iterable[Tensor | Sequence[Tensor]],
     stage: int = -1,
     position: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -31,8 +31,8 @@ def effective_receptive_field(
 
     network: one of this library, one of timm, or its `features_only` form, or any module whose output is a map
         (B, C, H, W). It runs in eval mode, and is left as it was.
-    images: (B, C, H, W), which are computed one at a time, or batches of that shape, one size for all. float32 or
-        float64, in which all is computed.
+    images: (B, C, H, W), which are computed one at a time, or batches of that shape (or sequences that
+        begin with one), one size for all. float32 or float64, in which all is computed.
     stage: index of the map, from 0, or from the end if negative: of `forward_intermediates` where the network
         has it (for ResNet these begin with the stem, for ViT they are the blocks).
     position: (row, column) on that map; (H // 2, W // 2) of it if None.
@@ -46,7 +46,8 @@ def effective_receptive_field(
     total: Tensor | None = None
     used = skipped = 0
     with as_analysed(network, dtype) as ready:
-        for batch in batches:
+        for item in batches:
+            batch = item if isinstance(item, Tensor) else item[0]
             if batch.ndim != 4 or batch.dtype != dtype:
                 raise ValueError(
                     f"images has shape {tuple(batch.shape)} and {batch.dtype}: expected (B, C, H, W), {dtype}"

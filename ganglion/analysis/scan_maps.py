@@ -14,6 +14,8 @@ from ..ops import Route
 from ..ops.attention import Mode, Walk, to_image
 from .scans import scans_of
 
+Normalise = Literal["none", "minmax", "max"]
+
 #: Bytes of the largest full map that is made.
 LIMIT = 10**9
 
@@ -50,6 +52,8 @@ def scan_map(
         x, earlier = x[None], [e[None] if e.ndim == 3 else e for e in earlier]
     if x.ndim != 4 or len(x) != 1:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected one image, (1, dim, H, W) or (dim, H, W)")
+    if getattr(mixer, "aggregates", False) and not earlier:
+        raise ValueError("the mixer of a ganglion layer: expected earlier=[...], the features that it reads")
     height, width = x.shape[2:]
     if query is None:
         check_full(height, width, x.dtype)
@@ -112,11 +116,30 @@ def _full(walks: Sequence[Walk], mode: Mode) -> Tensor:
     return total
 
 
+def normalised(values: Tensor, how: Normalise) -> Tensor:
+    """A map as VMamba's code shows it: "none" as it is, "minmax" from 0 to 1, "max" its magnitude by the largest.
+
+    A constant map becomes 0 by "minmax" and 1 (or 0, of zeros) by "max". Raises ValueError for another name.
+    """
+    if how == "none":
+        return values
+    if how == "minmax":
+        values = values - values.min()
+    elif how != "max":
+        raise ValueError(unknown("normalisation", how, get_args(Normalise)))
+    largest = values.abs().max()
+    return values.abs() / largest if largest else values
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerMaps:
-    """Maps of one layer: rows of maps, in each one for every route, then their sum. rows: what each shows."""
+    """Maps of one layer: rows of maps, in each one for every route, then their sum or mean.
+
+    rows: what each row shows. whole: what the last map of each is.
+    """
 
     maps: list[list[Tensor]]
+    whole: str
     rows: list[str]
     routes: list[Route]
 
@@ -128,12 +151,15 @@ def in_layer(
     view: Literal["pixel", "matrix", "diagonal", "rows"],
     modes: Sequence[Mode],
     pixel: tuple[int, int],
+    normalise: Normalise = "none",
 ) -> LayerMaps:
     """The maps of VMamba's Figures 4 to 7, in each mode.
 
     view: "pixel", what that pixel reads and who reads it (H, W); "matrix", the full maps (H * W, H * W); "diagonal",
         what every pixel reads of itself (H, W), Figure 5c; "rows", what the pixels after a quarter, a half, three
         quarters and all of each route read (H, W), Figure 6.
+    normalise: each route's map, as the papers' code does: "minmax" to 0..1, "max" by its largest magnitude. Then the
+        last map is the mean of these.
 
     Errors as of `scan_map`.
     """
@@ -162,7 +188,12 @@ def in_layer(
             points = {"1/4": last // 4, "1/2": last // 2, "3/4": 3 * last // 4, "end": last}
             each = {at: [to_image(walk.row(i, mode), walk) for walk in walks] for at, i in points.items()}
         for title, found in each.items():
-            flat = [*found, torch.stack(found).sum(0)]
+            flat = [normalised(m, normalise) for m in found]
+            whole = torch.stack(flat)
+            flat.append(whole.sum(0) if normalise == "none" else whole.mean(0))
             maps.append([m if m.ndim == 2 else m.view(height, width) for m in flat])
             rows.append(f"{mode} {title}".strip())
-    return LayerMaps(maps=maps, rows=rows, routes=[route for scan in scans for route in scan.routes])
+    last_map = "sum over the routes" if normalise == "none" else "mean over the routes"
+    return LayerMaps(
+        maps=maps, rows=rows, whole=last_map, routes=[route for scan in scans for route in scan.routes]
+    )

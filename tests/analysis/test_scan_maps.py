@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ganglion.analysis import scan_map
-from ganglion.analysis.scan_maps import diagonal_map, walks_of
+from ganglion.analysis.scan_maps import diagonal_map, in_layer, walks_of
 from ganglion.analysis.scans import layer_inputs, scan_layers, scans_of
 from ganglion.layers.ss2d import SS2D
 from tests.golden_data import load, vector
@@ -74,6 +74,11 @@ def test_maps_of_the_published_network(case):
             expected = golden[f"{case}.{mode}." + ("all" if route is None else f"a{route}") + ".norm0"]
             found = scan_map(mixer.double(), x.double(), mode, route)
             assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+        for number, how in enumerate(("none", "minmax", "max")):
+            maps = in_layer(mixer.double(), x[None].double(), [], "matrix", [mode], (0, 0), how).maps[0]
+            mean = maps[-1] / 4 if how == "none" else maps[-1]
+            expected = golden[f"{case}.{mode}.nall.norm{number}"]
+            assert (mean - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_a_cascade_scans_columns_over_what_rows_gave():
@@ -131,6 +136,8 @@ def test_layers_of_a_network():
     assert taken.shape[2:] == (4, 6) and len(earlier) > 0
     found = scan_map(layers[name], taken[:1], query=(1, 2), earlier=[e[:1] for e in earlier])
     assert found.shape == (4, 6) and network.training
+    with pytest.raises(ValueError, match=r"expected earlier=\[\.\.\.\]"):
+        scan_map(layers[name], taken[:1])
     with pytest.raises(ValueError, match=r"ResNet has no scans.*receptive field"):
         scan_layers(timm.create_model("test_resnet"))
 

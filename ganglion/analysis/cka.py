@@ -35,7 +35,7 @@ _CHUNK = 2**18
 
 def layer_similarity(
     network: nn.Module,
-    batches: Iterable[Tensor | Sequence[Tensor]],
+    batches: Tensor | Iterable[Tensor | Sequence[Tensor]],
     features: Features | Sequence[str] = "mixer",
     other: nn.Module | None = None,
 ) -> Tensor:
@@ -45,8 +45,8 @@ def layer_similarity(
         CKA(a, b)  = mean HSIC(K_a, K_b) / sqrt(mean HSIC(K_a, K_a) mean HSIC(K_b, K_b)), means over the batches
 
     network, other: any networks. They run in eval mode, and are left as they were.
-    batches: of images (n, C, H, W), float32 or float64, or sequences of which they are the first. All weigh the same.
-        One with n < 4 is dropped, and a warning says so.
+    batches: of images (n, C, H, W), float32 or float64, or sequences of which they are the first. All weigh the same;
+        a tensor is one of them. One with n < 4 is dropped, and a warning says so.
     features: "mixer", the output of every mixer (of timm's networks that of every attention); "scan", the sum over the
         routes before `out_norm`; "block", the output of every block; or names of modules. `layer_names` says which.
 
@@ -60,7 +60,7 @@ def layer_similarity(
     scales = [_Scales(list(layers)) for layers in found]
     sums: list[Tensor] | None = None
     seen, dropped = 0, []
-    dtype, batches = peeked(batches)
+    dtype, batches = peeked([batches] if isinstance(batches, Tensor) else batches)
     with ExitStack() as stack:
         ready = [stack.enter_context(as_analysed(one, dtype)) for one in networks]
         for batch in batches:

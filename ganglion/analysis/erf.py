@@ -74,7 +74,7 @@ def _contributions(
     network: nn.Module, images: Tensor, stage: int, position: tuple[int, int] | None
 ) -> Tensor:
     """(B, H, W): the map of each image."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         x = images.detach().clone().requires_grad_()
         features = stage_features(network, x, stage)
         height, width = features.shape[2:]

@@ -94,7 +94,7 @@ def test_the_sum_of_song_et_al():
         ) / (n * (n - 3))
 
     expected = hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt()
-    found = layer_similarity(Stored(a, b), [numbered(9)], ["layer0", "layer1"])
+    found = layer_similarity(Stored(a, b), numbered(9), ["layer0", "layer1"])
     torch.testing.assert_close(found[0, 1], expected)
     torch.testing.assert_close(found.diagonal(), torch.ones(2, dtype=torch.float64))
     lifted = Stored(a.float() + 100, b.float() + 100)

@@ -131,6 +131,8 @@ def test_images_that_are_not_finite_are_skipped_and_counted():
         def forward(self, x):
             return network(x) * x.square()
 
+    with torch.inference_mode():
+        effective_receptive_field(network, images)
     with pytest.warns(UserWarning, match="1 of 3 images were skipped"):
         found = effective_receptive_field(Echo(), broken)
     torch.testing.assert_close(found, effective_receptive_field(Echo(), images[[0, 2]]))

@@ -1,11 +1,12 @@
-"""What `ganglion validate` says of single classes and images, beside the numbers of all."""
+"""What `ganglion validate` says of a classifier's classes and images, beside the numbers of all."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .common import print_table, write_csv
 
@@ -13,11 +14,45 @@ if TYPE_CHECKING:
     from ganglion.analysis.confusion import Confusion
     from ganglion.data import ImageSource
     from ganglion.tasks.classification.metrics import Answers
+    from ganglion.tasks.evaluation import Result
     from ganglion.tasks.loading import LoadedModel
 
 #: Lines of the worst classes, and of the most confused pairs.
 _LINES = 5
 _LETTERS = 40
+
+
+class Answered:
+    """`Details` of classification: the confusion of the classes, and the answer for every image."""
+
+    SERVES: ClassVar = {"--per-class": (), "--predictions": (), "--plot": (".png", ".svg", ".pdf")}
+
+    def __init__(self, loaded: LoadedModel, source: ImageSource):
+        from ganglion.tasks.classification.metrics import Answers
+
+        self._loaded, self._source, self._answers = loaded, source, Answers()
+        self.also = [self._answers]
+
+    def finish(self, result: Result) -> None:
+        from ganglion.analysis.confusion import Confusion
+
+        answers = self._answers
+        self._confusion = Confusion(answers.targets, answers.predicted, self._loaded.readable_names())
+        self._top1 = result.values["top1"]
+
+    def show(self) -> None:
+        print_errors(self._confusion)
+
+    def summary(self) -> dict[str, Any]:
+        return summary(self._confusion)
+
+    def write(self, args: argparse.Namespace, title: str) -> None:
+        if args.per_class is not None:
+            write_per_class(args.per_class, self._confusion, self._loaded)
+        if args.predictions is not None:
+            write_predictions(args.predictions, self._answers, self._source, self._loaded)
+        if args.plot is not None:
+            plot(args.plot, self._confusion, f"{title}: top-1 {self._top1:.2f} %")
 
 
 def print_errors(confusion: Confusion) -> None:

@@ -1,16 +1,27 @@
-"""The most probable classes of images: a table, JSON, or annotated copies."""
+"""What a network says of images, their classes or the objects in them: a table, JSON, or annotated copies."""
 
 from __future__ import annotations
 
 import argparse
 import glob
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_model_arguments, add_overwrite, fail, load, pick_device, positive, print_json
+from .common import (
+    add_model_arguments,
+    add_overwrite,
+    check_writable,
+    fail,
+    load,
+    pick_device,
+    positive,
+    print_json,
+    share,
+)
 from .options import say_loading
 
 if TYPE_CHECKING:
@@ -24,6 +35,7 @@ examples:
   ganglion predict photo.jpg --model vmamba_tiny_s1l8
   ganglion predict holiday/ --checkpoint runs/one/model --top-k 3 --save annotated
   ganglion predict 'holiday/**/*.jpg' --checkpoint runs/one/model --json
+  ganglion predict street/ --checkpoint runs/detector/model --threshold 0.5 --save found --results found.json
   curl -s https://example.org/photo.jpg | ganglion predict - --checkpoint runs/one/model
 
 exit status: 0; 1 if an image could not be read or the network not be loaded; 2 for arguments that make no sense
@@ -40,10 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_arguments(parser)
     parser.add_argument("--top-k", type=positive, metavar="K", help="classes for each image (5)")
+    parser.add_argument(
+        "--threshold", type=share, metavar="X", help="of a detector: objects with at least this score (0.3)"
+    )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (16)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument(
-        "--save", type=Path, metavar="DIR", help="write a copy of each image with its classes beneath it"
+        "--results", type=Path, metavar="FILE.json", help="of a detector: write COCO's format of results here"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="write a copy of each image with what was found in it"
     )
     add_overwrite(parser)
 
@@ -51,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.model is None and args.checkpoint is None:
         args.parser.error("expected --checkpoint, --model or both")
+    check_writable(args, "--results")
     paths = [found for path in args.paths for found in _expand(args, path)]
 
     say_loading("PyTorch and timm")
@@ -61,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = pick_device(args)
     loaded = load(args)
+    options = _options(args, loaded)
     files = _find(args, paths, loaded.data_config["input_size"][0])
     copies = _Copies(args, files, loaded)
     loaded.network.to(device)
@@ -71,9 +91,6 @@ def run(args: argparse.Namespace) -> int:
 
     report = []
     images = map(copies.image, files)
-    options = {} if args.top_k is None else {"top_k": args.top_k}
-    if options and loaded.task.name != "classification":
-        args.parser.error(f"--top-k is of classification, and {loaded.name} is of {loaded.task.name}")
     entries = predictions(loaded, images, batch_size=args.batch_size, **options)
     try:
         for file, name, entry in zip(files, names, entries, strict=True):
@@ -87,11 +104,39 @@ def run(args: argparse.Namespace) -> int:
             copies.save(file, entry)
     except NetworkError as error:
         fail(args, error)
+    if args.results is not None:
+        _write_results(args.results, report)
     if args.json:
         print_json(report)
     elif args.save is not None:
         print(f"\nannotated copies are in {shown(args.save)}")
     return 1 if any("error" in entry for entry in report) else 0
+
+
+def _options(args: argparse.Namespace, loaded: LoadedModel) -> dict[str, Any]:
+    """Those of the network's task. Exits with status 2 where one is of another task."""
+    of = {"top_k": "classification", "threshold": "detection", "results": "detection"}
+    given = {name: value for name in of if (value := getattr(args, name)) is not None}
+    for name in given:
+        if of[name] != loaded.task.name:
+            option = f"--{name.replace('_', '-')}"
+            args.parser.error(f"{option} is of {of[name]}, and {loaded.name} is of {loaded.task.name}")
+    given.pop("results", None)
+    return given
+
+
+def _write_results(path: Path, report: Sequence[dict[str, Any]]) -> None:
+    """COCO's format of results, in which an image is known by its file."""
+    from ganglion.files import replacing
+
+    keys = ("image_id", "category_id", "bbox", "score", "segmentation")
+    results = [
+        {key: entry["file"] if key == "image_id" else found[key] for key in keys}
+        for entry in report
+        for found in entry.get("predictions", ())
+    ]
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(results))
 
 
 def _expand(args: argparse.Namespace, path: str) -> list[str]:

@@ -1,17 +1,17 @@
-"""Top-1, top-5, loss and images/s of a trained network on labelled images, at one size or at many."""
+"""How good a trained network is on labelled images, and how fast, at one size or at many."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .answers import plot, print_errors, summary, write_per_class, write_predictions
+from . import details
 from .common import (
     ProgressLine,
     add_model_arguments,
@@ -30,19 +30,18 @@ from .common import (
     titled,
     write_csv,
 )
+from .details import details_of
+from .objects import check_folder
 from .options import say_loading
+from .sizes import over_sizes, record
 
 if TYPE_CHECKING:
     import torch
 
-    from ganglion.analysis.resolution import SizeResult
     from ganglion.data import Broken, ImageSource
     from ganglion.tasks.evaluation import Labelled, Result
     from ganglion.tasks.loading import LoadedModel
     from ganglion.training.metrics import Metric
-
-#: Of columns of the table over sizes; the others are as wide as their titles, and at least 8.
-_WIDTHS = {"size": 6, "FLOPs G": 9}
 
 #: What fields of a recipe are called here.
 _OPTIONS = {
@@ -59,6 +58,8 @@ examples:
   ganglion validate --checkpoint runs/one/model --data images --per-class classes.csv --plot confusion.png
   ganglion validate --model vmamba_tiny_s2l5 --checkpoint vssm_tiny.pth --data imagenet \\
       --sizes 224,384,512,640,768,1024 --output sizes.csv --plot sizes.png
+  ganglion validate --checkpoint runs/detector/model --data coco --per-class classes.csv --plot curves.png \\
+      --worst missed --predictions results.json
 
 exit status: 0; 1 if it could not be measured or the output is not finite; 2 for arguments that make no sense
 """
@@ -72,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="folder with a folder for each class, or with one of those for each split",
+        help="folder with a folder for each class, or with one of those for each split; of a detector as COCO's",
     )
     data.add_argument(
         "--split", metavar="NAME", help="which images (validation, or DIR itself where it has no splits)"
@@ -109,6 +110,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--sizes", type=_sizes, metavar="N,N,...", help="a table over sizes, e.g. 224,384,512,640,768,1024"
     )
+    size.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: several scales, and mirrored; not of classifiers",
+    )
     speed = parser.add_argument_group("speed")
     speed.add_argument(
         "--amp", choices=("none", "bf16", "fp16"), default="none", help="mixed precision (none)"
@@ -119,17 +125,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON")
     output.add_argument("--output", type=Path, metavar="FILE.csv", help="also write the numbers here")
+    output.add_argument("--per-class", type=Path, metavar="FILE.csv", help="write a row for each class")
     output.add_argument(
-        "--per-class", type=Path, metavar="FILE.csv", help="write images, top-1 and precision of each class"
-    )
-    output.add_argument(
-        "--predictions", type=Path, metavar="FILE.csv", help="write label and prediction of each image"
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="write label and prediction of each image (.csv), of a detector COCO's results (.json)",
     )
     output.add_argument(
         "--plot",
         type=Path,
         metavar="FILE.png",
-        help="draw the confusion matrix, with --sizes what they measure (.png, .svg, .pdf)",
+        help="draw the confusion matrix, of a detector also precision over recall, with --sizes what they measure "
+        "(.png, .svg, .pdf)",
+    )
+    output.add_argument(
+        "--worst",
+        type=Path,
+        metavar="DIR",
+        help="of a detector: write the images with the most missed objects",
     )
     add_overwrite(output)
 
@@ -149,12 +163,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = pick_device(args)
     loaded = load(args)
-    if loaded.task.name != "classification":
-        named = {"--per-class": args.per_class, "--predictions": args.predictions}
-        if wrong := [option for option, value in named.items() if value is not None]:
-            args.parser.error(f"{wrong[0]} is of classification, and {loaded.name} is of {loaded.task.name}")
-        if args.plot is not None and not args.sizes:
-            args.parser.error(f"--plot needs --sizes where the task is {loaded.task.name}")
+    details.check(args, loaded)
     if args.crop_pct is not None:
         loaded = replace(loaded, data_config=loaded.data_config | {"crop_pct": args.crop_pct})
     try:
@@ -167,19 +176,18 @@ def run(args: argparse.Namespace) -> int:
         "data": shown(args.data),
         "split": args.split or "validation",
         "crop_pct": loaded.data_config.get("crop_pct"),
+        "tta": labelled.augmented.description if args.tta and labelled.augmented else None,
         "amp": args.amp,
         "device": str(device),
     }
     if not args.json:
         crop = "" if about["crop_pct"] is None else f", crop_pct {about['crop_pct']:g}"
+        crop += f", {about['tta']}" if args.tta else ""
         print(shown(loaded.description))
-        print(
-            f"{len(labelled.source)} images of {about['data']} ({about['split']}){crop}\n",
-            flush=True,
-        )
+        print(f"{len(labelled.source)} images of {about['data']} ({about['split']}){crop}\n", flush=True)
     measure = _measure(args, loaded, labelled, device)
     try:
-        found = (_over_sizes if args.sizes else _at_one_size)(args, loaded, labelled.source, measure)
+        found = (over_sizes if args.sizes else _at_one_size)(args, loaded, labelled.source, measure)
     except (DataError, OSError, NetworkError) as error:
         fail(args, _as_written(error))
     except RuntimeError as error:
@@ -224,7 +232,7 @@ def _check(args: argparse.Namespace) -> None:
         args.parser.error("expected --checkpoint, --model or both")
     if args.sizes and args.img_size:
         args.parser.error("expected --img-size or --sizes, not both")
-    for option in ("--per-class", "--predictions"):
+    for option in ("--per-class", "--predictions", "--worst", "--tta"):
         if args.sizes and getattr(args, option[2:].replace("-", "_")):
             args.parser.error(f"{option} is of one image size: expected --img-size, not --sizes")
     if args.by_number and args.class_map:
@@ -234,6 +242,7 @@ def _check(args: argparse.Namespace) -> None:
             args.parser.error(f"--plot {args.plot}: expected a name that ends in .png, .svg or .pdf")
         need_extra(args, "--plot", "matplotlib", "viz")
     check_writable(args, "--output", "--per-class", "--predictions", "--plot")
+    check_folder(args)
 
 
 def _open(args: argparse.Namespace, loaded: LoadedModel) -> Labelled:
@@ -254,6 +263,10 @@ def _open(args: argparse.Namespace, loaded: LoadedModel) -> Labelled:
         print(found.source.note, file=sys.stderr)
     if args.predictions is not None and not isinstance(found.source, IndexedSource):
         raise ValueError("--predictions names each image, and those of a stream have no fixed order")
+    if args.tta and found.augmented is None:
+        raise ValueError(
+            f"--tta: {loaded.name} is of {loaded.task.name}, which has no test-time augmentation"
+        )
     if found.warning:
         print(f"warning: {found.warning}", file=sys.stderr)
     return found
@@ -283,12 +296,13 @@ def _measure(
     memory_format = torch.channels_last if args.channels_last else torch.preserve_format
     network: Any = loaded.network  # torch types no memory_format beside a device
     network.to(device, memory_format=memory_format)
+    augmented = labelled.augmented if args.tta else None
     workers = min(4, os.cpu_count() or 1) if args.workers is None else args.workers
 
     def measure(size: int | None, also: Sequence[Metric] = ()) -> Result:
         loader = eval_loader(
             labelled.source,
-            labelled.transform(size),
+            labelled.transform(size) if augmented is None else augmented.transform,
             batch_size=args.batch_size,
             processes=Processes(workers=workers),
             pin_memory=device.type == "cuda",
@@ -298,7 +312,7 @@ def _measure(
         title = f"size {size}: " if args.sizes else ""
         with closing(ProgressLine(len(labelled.source), monitor, title)) as progress:
             result = evaluate(
-                loaded.network,
+                loaded.network if augmented is None else augmented.network(size),
                 loader,
                 labelled.metrics(),
                 device=device,
@@ -318,14 +332,11 @@ def _measure(
 def _at_one_size(
     args: argparse.Namespace, loaded: LoadedModel, source: ImageSource, measure: Callable[..., Result]
 ) -> dict[str, Any]:
-    answers, confusion = None, None
-    if loaded.task.name == "classification":
-        from ganglion.tasks.classification.metrics import Answers
-
-        answers = Answers()
-    result = measure(args.img_size, [] if answers is None else [answers])
+    made = details_of(loaded.task.name)
+    single = None if made is None else made(loaded, source)
+    result = measure(args.img_size, [] if single is None else single.also)
     size = args.img_size or " x ".join(map(str, loaded.data_config["input_size"][1:]))
-    records = [_record(size, result)]
+    records = [record(size, result)]
     if not args.json:
         print(f"  size       {size}")
         for name, value in result.values.items():
@@ -335,66 +346,10 @@ def _at_one_size(
         print(f"  images/s   {result.images_per_second:.1f}, reading included")
     if args.output is not None:
         write_csv(args.output, records)
-    if answers is None:
+    if single is None:
         return {"records": records, "broken": result.broken}
-    from ganglion.analysis.confusion import Confusion
-
-    confusion = Confusion(answers.targets, answers.predicted, loaded.readable_names())
+    single.finish(result)
     if not args.json:
-        print_errors(confusion)
-    if args.per_class is not None:
-        write_per_class(args.per_class, confusion, loaded)
-    if args.predictions is not None:
-        write_predictions(args.predictions, answers, source, loaded)
-    if args.plot is not None:
-        plot(args.plot, confusion, f"{loaded.name} on {args.data}: top-1 {result.values['top1']:.2f} %")
-    return {"records": records, "broken": result.broken, "errors": summary(confusion)}
-
-
-def _over_sizes(
-    args: argparse.Namespace, loaded: LoadedModel, source: ImageSource, measure: Callable[..., Result]
-) -> dict[str, Any]:
-    from ganglion.analysis.resolution import plot_resolutions, resolutions
-    from ganglion.errors import shown
-    from ganglion.files import replacing
-
-    rows: list[SizeResult] = []
-    records: list[dict[str, Any]] = []
-    channels = loaded.data_config["input_size"][0]
-    for row in resolutions(loaded.network, loaded.name, args.sizes, measure, in_chans=channels):
-        cells = _cells(row)
-        if not rows:
-            _print_line(args, cells, cells)
-        _print_line(args, cells, cells.values())
-        rows.append(row)
-        records.append(_record(row.size, row.result) | {"flops": row.flops, "paper_gflops": row.paper_flops})
-        if args.output is not None:
-            write_csv(args.output, records)
-        if args.plot is not None:
-            with replacing(args.plot) as temporary:
-                plot_resolutions(rows, f"{loaded.name} on {shown(args.data)}", temporary)
-    return {"records": records, "broken": rows[0].result.broken}
-
-
-def _record(size: int | str, result: Result) -> dict[str, Any]:
-    names = ("images", "skipped", "not_finite", "images_per_second")
-    return {"size": size, **result.values, **{name: getattr(result, name) for name in names}}
-
-
-def _cells(row: SizeResult) -> dict[str, str]:
-    """A line of the table over sizes, by the titles of its columns."""
-    result = row.result
-    values = {result.title(name): as_text(name, value) for name, value in result.values.items()}
-    return {
-        "size": str(row.size),
-        **values,
-        "images/s": f"{result.images_per_second:.1f}",
-        "FLOPs G": f"{row.flops / 1e9:.4f}",
-        "paper G": row.paper_flops or "-",
-    }
-
-
-def _print_line(args: argparse.Namespace, titles: Iterable[str], cells: Iterable[str]) -> None:
-    if not args.json:
-        widths = (_WIDTHS.get(title, max(8, len(title) + 1)) for title in titles)
-        print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)), flush=True)
+        single.show()
+    single.write(args, f"{loaded.name} on {args.data}")
+    return {"records": records, "broken": result.broken, "errors": single.summary()}

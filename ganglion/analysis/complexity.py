@@ -42,7 +42,7 @@ from ..errors import unknown
 from ..heads import Pyramid
 from ..layers.block import IdentityScale
 from ..layers.dmca import ChannelAttention
-from .dense import FixedShapes
+from .dense import FixedShapes, fixed_shapes
 from .flop_formulas import FORMULAS, OUTPUTS
 
 aten = torch.ops.aten
@@ -79,13 +79,15 @@ def complexity(
 ) -> Complexity:
     """Count parameters and FLOPs at inference of one image of shape (1, in_chans, *img_size).
 
-    model: any module that maps images to a tensor, on any device, meta included; it is not changed.
+    model: any module that maps images to a tensor, on any device, meta included; it is not changed. Detectors and
+        segmentors are counted as `FixedShapes`.
     img_size: height and width in pixels, or one number for both.
     attention: include the FLOPs of softmax attention.
 
     Raises LookupError if the network calls an operator of this library that has no formula.
     """
     height, width = _pair(img_size)
+    model = fixed_shapes(model)
     parts = dict(_parts(model))
     counter = _FlopCounter(attention)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -101,7 +103,8 @@ def complexity(
         stack.enter_context(counter)
         stack.enter_context(_Functions(counter))
         state = {name: t.to("meta") for name, t in _state(model)}
-        functional_call(model, state, torch.empty(1, in_chans, height, width, device="meta"))
+        dtype = next((t.dtype for t in model.parameters()), torch.float32)
+        functional_call(model, state, torch.empty(1, in_chans, height, width, device="meta", dtype=dtype))
 
     params = {name: sum(p.numel() for p in m.parameters()) for name, m in parts.items()}
     total = sum(p.numel() for p in model.parameters())
@@ -147,6 +150,7 @@ def activation_memory(
     if mode not in ("inference", "training"):
         raise ValueError(unknown("mode", mode, ("inference", "training")))
     training = mode == "training"
+    model = fixed_shapes(model)
     shape = (batch_size, in_chans, *_pair(img_size))
     with ExitStack() as stack:
         stack.enter_context(_mode(model, training))

@@ -135,22 +135,31 @@ def plot_confusion(confusion: Confusion, title: str, path: str | Path | None = N
     Returns the matplotlib figure, which belongs to no window. Raises ImportError if matplotlib is not installed.
     """
     try:
-        from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot_confusion needs matplotlib: pip install 'ganglion[viz]'") from error
 
-    classes, counts = confusion.matrix()
-    size = len(classes)
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    size = len(confusion.classes())
     side = 4.6 + 0.14 * min(max(size - 10, 0), _NAMES)
     figure = Figure(figsize=(side + 4.2, side), dpi=150, layout="constrained")
     figure.suptitle(shown(title), fontsize=10, parse_math=False)
     axes, text = figure.subplots(1, 2, width_ratios=(side, 3.4))
-    cells = _pooled(shares)
+    draw_confusion(axes, text, confusion)
+    if path is not None:
+        figure.savefig(path, bbox_inches="tight")
+    return figure
+
+
+def draw_confusion(axes: Axes, text: Axes, confusion: Confusion, what: str = "images") -> None:
+    """The matrix of `plot_confusion` on axes of a figure, and the list beside it on others. what: what is counted."""
+    from matplotlib.colors import PowerNorm
+
+    classes, counts = confusion.matrix()
+    size = len(classes)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     # The square root shows a confusion of one in a hundred.
     drawn = axes.imshow(
-        cells,
+        _pooled(shares),
         cmap="Blues",
         norm=PowerNorm(0.5, 0, 1),
         interpolation="nearest",
@@ -159,7 +168,7 @@ def plot_confusion(confusion: Confusion, title: str, path: str | Path | None = N
     indices = "" if size <= _NAMES else " (index of the class)"
     axes.set_xlabel(f"predicted{indices}")
     axes.set_ylabel(f"label{indices}")
-    figure.colorbar(drawn, ax=axes, shrink=0.7, label="fraction of the label's images")
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label=f"fraction of the label's {what}")
     if size <= _NAMES:
         names = [_short(confusion.names[i]) for i in classes]
         axes.set_xticks(range(size), names, rotation=90, parse_math=False)
@@ -174,9 +183,6 @@ def plot_confusion(confusion: Confusion, title: str, path: str | Path | None = N
                 j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=_ink(float(shares[i, j]))
             )
     _list_errors(text, confusion)
-    if path is not None:
-        figure.savefig(path, bbox_inches="tight")
-    return figure
 
 
 def _ink(share: float) -> str:

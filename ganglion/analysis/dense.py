@@ -65,6 +65,11 @@ class FixedShapes(nn.Module):
         return [*logits, *deltas, scores, moves, found]
 
 
+def fixed_shapes(model: nn.Module) -> nn.Module:
+    """A detector or segmentor as `FixedShapes`; any other network itself."""
+    return FixedShapes(model) if isinstance(model, (MaskRCNN, Segmentor)) else model
+
+
 def shapes_of(head: str, backbone: str, *, num_classes: int | None = None, in_chans: int = 3) -> FixedShapes:
     """A detector or segmentor without weights (on meta), to be given to `complexity` and `activation_memory`.
 

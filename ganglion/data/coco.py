@@ -178,6 +178,10 @@ class CocoSource(IndexedSource):
     def name(self, index: int) -> str:
         return shown(self._items[index]["file"])
 
+    def path_of(self, item: Mapping[str, Any]) -> Path:
+        """The file of one of `targets`."""
+        return self._folder / item["file"]
+
     def targets(self) -> list[dict[str, Any]]:
         """What is known of every image, without reading images."""
         return self._items

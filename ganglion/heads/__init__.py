@@ -1,5 +1,6 @@
 """Detectors and segmentors over any backbone: Mask R-CNN, UperNet, Semantic FPN, as published with VMamba and SparX."""
 
+from .augmented import detect_multi_scale
 from .create import (
     DETECTORS,
     SEGMENTORS,
@@ -28,6 +29,7 @@ __all__ = [
     "create_detector",
     "create_pyramid",
     "create_segmentor",
+    "detect_multi_scale",
     "multi_scale",
     "slide",
     "to_official",

@@ -37,11 +37,27 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TestTimeAugmentation:
+    """Each image at several scales and mirrored, and one answer for all of these.
+
+    network: from the side of the images, None for the network's own, to one that takes what `transform` gives.
+    description: the scales, for people.
+    """
+
+    __test__ = False  # no test, whatever its name is
+
+    network: Callable[[int | None], nn.Module]
+    transform: Transform
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Labelled:
     """Images to measure a network on, as a task's `labelled(model, request)` finds them.
 
     transform: from the side of the images in pixels, None for the network's own, to what happens to an image and its
     target. metrics: makes those of the task, of no image yet. warning: what a user should know, "" if nothing.
+    augmented: test-time augmentation, None where the task has none.
     """
 
     source: ImageSource
@@ -49,6 +65,7 @@ class Labelled:
     metrics: Callable[[], Metrics]
     collate: Collate = stack
     warning: str = ""
+    augmented: TestTimeAugmentation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +75,7 @@ class Result:
     values: what the metrics say, by name. images: how many count. skipped: how many could not be read. not_finite: for
     how many of those that count the output has a NaN, or is infinite; they count as wrong.
     images_per_second: of the whole loop, reading and decoding included. broken: what was skipped, and why.
-    titles: how a table names the values, as in `Metrics.TITLES`.
+    titles: how a table names the values, as in `Metrics.TITLES`. metrics: what the values are of.
     """
 
     values: dict[str, float]
@@ -68,6 +85,7 @@ class Result:
     images_per_second: float
     broken: tuple[Broken, ...]
     titles: Mapping[str, str] = field(default_factory=dict)
+    metrics: Any = None
 
     def title(self, name: str) -> str:
         return self.titles.get(name, name)
@@ -120,6 +138,7 @@ def evaluate(
         images_per_second=images / seconds,
         broken=tuple(broken),
         titles=dict(metrics.TITLES),
+        metrics=metrics,
     )
 
 

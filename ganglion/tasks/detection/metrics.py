@@ -17,9 +17,13 @@ from ...training.metrics import Monitor
 from ..evaluation import Labelled, Request
 from ..loading import LoadedModel
 from . import rle
+from .augmented import at_side, test_time
 from .transforms import Resize, collate
 
 MONITOR: Monitor = ("box_ap", "max")
+
+#: Indices of an object and of the detection of it; -1 for none.
+Match = tuple[int, int]
 
 #: COCO's summary, in its order, as far as it is shown.
 _SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
@@ -45,11 +49,13 @@ class CocoMetrics:
     def __init__(self, class_names: Sequence[str] = ()) -> None:
         self.class_names = list(class_names)
         self._seen: dict[Any, dict[str, Any]] = {}
+        self._evaluated: dict[str, Any] = {}  # of what was seen so far
         self.not_finite = 0
 
     def update(self, output: list[dict[str, Tensor]], batch: Batch) -> None:
         """Add a batch. output: of `MaskRCNN`, in the frame of the files. Targets without image_id do not count."""
         targets: Any = batch.targets
+        self._evaluated = {}
         for found, target in zip(output, targets, strict=True):
             if "image_id" not in target:
                 continue
@@ -88,26 +94,63 @@ class CocoMetrics:
 
     def per_class(self, kind: str = "box") -> list[float]:
         """AP of each class in percent, -1 for one without objects."""
+        return [row[0] for row in self.classes(kind)]
+
+    def classes(self, kind: str = "box") -> list[tuple[float, ...]]:
+        """AP, AP50 and AR100 of each class in percent, -1 for one without objects; none without images."""
         stats = self.evaluate(kind)
         if stats is None:
             return []
-        precision_TRKAM = stats.eval["precision"]
+        precision_TRKAM, recall_TKAM = stats.eval["precision"], stats.eval["recall"]
         return [
-            100 * float(p[p > -1].mean()) if (p > -1).any() else -1.0
-            for p in np.moveaxis(precision_TRKAM[:, :, :, 0, -1], 2, 0)
+            tuple(
+                100 * float(v[v > -1].mean()) if (v > -1).any() else -1.0
+                for v in (
+                    precision_TRKAM[:, :, k, 0, -1],
+                    precision_TRKAM[0, :, k, 0, -1],
+                    recall_TKAM[:, k, 0, -1],
+                )
+            )
+            for k in range(precision_TRKAM.shape[2])
         ]
 
-    def missed(self, count: int = 20) -> list[tuple[Any, int]]:
-        """The images of which most objects have no box of their class with an IoU of 0.5, and how many; worst first."""
+    def curves(self, kind: str = "box") -> np.ndarray:
+        """Precision over recall: (10, 101) for IoU 0.50 to 0.95, recall 0 to 1; means over the classes with objects."""
+        stats = self.evaluate(kind)
+        if stats is None:
+            return np.full((10, 101), np.nan)
+        precision_TRK = stats.eval["precision"][:, :, :, 0, -1]
+        there = (precision_TRK > -1).all(axis=(0, 1))
+        return precision_TRK[:, :, there].mean(axis=2) if there.any() else np.full((10, 101), np.nan)
+
+    def matches(self, threshold: float = 0.3) -> dict[Any, list[Match]]:
+        """By image, which object each detection with a score of at least `threshold` is of, see `match`."""
+        return {
+            key: match(self._seen[key]["objects"], self._seen[key]["detections"], threshold)
+            for key in self._ids()
+        }
+
+    def missed(self, count: int = 20, threshold: float = 0.3) -> list[tuple[Any, list[int]]]:
+        """The images of which most objects have no detection of their class, and those objects' indices; worst first.
+
+        A detection counts with a score of at least `threshold` and an IoU of 0.5."""
         lost = []
-        for key in self._ids():
-            entry, missing = self._seen[key], 0
-            for a in (a for a in entry["objects"] if not a["iscrowd"]):
-                same = [d["bbox"] for d in entry["detections"] if d["label"] == a["label"]]
-                boxes = box_convert(torch.tensor([a["bbox"], *same], dtype=torch.float64), "xywh", "xyxy")
-                missing += not bool((box_iou(boxes[:1], boxes[1:]) >= 0.5).any())
-            lost.append((key, missing))
-        return sorted((item for item in lost if item[1]), key=lambda item: -item[1])[:count]
+        for key, pairs in self.matches(threshold).items():
+            objects, found = self._seen[key]["objects"], self._seen[key]["detections"]
+            right = {o for o, d in pairs if o >= 0 and d >= 0 and objects[o]["label"] == found[d]["label"]}
+            missing = [i for i, a in enumerate(objects) if not a["iscrowd"] and i not in right]
+            if missing:
+                lost.append((key, missing))
+        return sorted(lost, key=lambda item: -len(item[1]))[:count]
+
+    def of_image(self, key: Any) -> dict[str, Any]:
+        """size, objects (COCO's annotations with label) and detections of an image."""
+        return self._seen[key]
+
+    @property
+    def image_ids(self) -> list[Any]:
+        """Of the images seen, in order."""
+        return self._ids()
 
     def _ids(self) -> list[Any]:
         return sorted(self._seen, key=lambda key: (str(type(key)), key))
@@ -116,6 +159,11 @@ class CocoMetrics:
         """faster-coco-eval's evaluation of "box" or "mask", after `summarize`; None without images."""
         if not self._seen:
             return None
+        if kind not in self._evaluated:
+            self._evaluated[kind] = self._evaluate(kind)
+        return self._evaluated[kind]
+
+    def _evaluate(self, kind: str) -> Any:
         library = rle.need("faster_coco_eval")
         images, objects, results = [], [], []
         for number, key in enumerate(self._ids(), start=1):
@@ -152,6 +200,49 @@ class CocoMetrics:
         stats.accumulate()
         stats.summarize()
         return stats
+
+
+def match(
+    objects: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], threshold: float
+) -> list[Match]:
+    """Pairs of an object's and a detection's index, with an IoU of at least 0.5, each in one pair; (i, -1) for an
+    object that nothing found, (-1, j) for a detection of nothing.
+
+    The surest detection chooses first, an object of its own class if there is one. Crowds are in no pair, and neither
+    are detections of which at least half lies in one.
+    """
+    order = sorted(
+        (j for j, d in enumerate(found) if d["score"] >= threshold), key=lambda j: -found[j]["score"]
+    )
+    single = [i for i, a in enumerate(objects) if not a["iscrowd"]]
+    crowds = [a for a in objects if a["iscrowd"]]
+    boxes = _corners([found[j] for j in order])
+    iou = box_iou(boxes, _corners([objects[i] for i in single])).numpy()
+    within = _covered(boxes, _corners(crowds)).numpy()
+    free, pairs = set(range(len(single))), list[Match]()
+    for row, j in enumerate(order):
+        near = [k for k in free if iou[row, k] >= 0.5]
+        if near:
+            best = max(
+                near, key=lambda k: (objects[single[k]]["label"] == found[j]["label"], iou[row, k], -k)
+            )
+            free.remove(best)
+            pairs.append((single[best], j))
+        elif not (within[row] >= 0.5).any():
+            pairs.append((-1, j))
+    return pairs + [(single[k], -1) for k in sorted(free)]
+
+
+def _corners(entries: Sequence[Mapping[str, Any]]) -> Tensor:
+    boxes = torch.tensor([e["bbox"] for e in entries], dtype=torch.float64).reshape(-1, 4)
+    return box_convert(boxes, "xywh", "xyxy")
+
+
+def _covered(boxes: Tensor, by: Tensor) -> Tensor:
+    """The fraction of each box (n, 4) that lies in each of `by` (m, 4): (n, m)."""
+    sides = torch.minimum(boxes[:, None, 2:], by[:, 2:]) - torch.maximum(boxes[:, None, :2], by[:, :2])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return sides.clamp(min=0).prod(-1) / area[:, None].clamp(min=1e-9)
 
 
 def detections(found: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -209,13 +300,10 @@ def labelled(model: LoadedModel, request: Request) -> Labelled:
         )
     names = source.class_names or []
 
-    def transform(size: int | None) -> Resize:
-        config = dict(model.data_config)
-        if size is not None:
-            channels, short, long = config["input_size"]
-            config["input_size"] = [channels, size, round(size * long / short)]
-        return Resize(config)
-
     return Labelled(
-        source=source, transform=transform, metrics=lambda: CocoMetrics(names), collate=collate, warning=""
+        source=source,
+        transform=lambda size: Resize(at_side(model.data_config, size)),
+        metrics=lambda: CocoMetrics(names),
+        collate=collate,
+        augmented=test_time(model.network, model.data_config),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def draw(image: Image.Image, entry: Mapping[str, Any]) -> Image.Image:
     """The image with masks, boxes and labels, RGB, of the same size. entry: a dictionary of `predict`."""
     picture = image.convert("RGB")
     found = entry["predictions"]
-    line = max(1, round(max(picture.size) / 500))
+    line, font = _line(picture), _font(picture)
     pixels = np.asarray(picture, dtype=np.float32).copy()
     outlines = []
     for p in reversed(found):  # the surest ones on top
@@ -45,18 +45,13 @@ def draw(image: Image.Image, entry: Mapping[str, Any]) -> Image.Image:
         pixels[edge] = shade
     picture = Image.fromarray(pixels.round().astype(np.uint8))
     pen = ImageDraw.Draw(picture)
-    size = max(11, round(max(picture.size) / 52))
-    try:
-        font: Any = ImageFont.truetype("DejaVuSans.ttf", size)
-    except OSError:  # Pillow's own font knows fewer letters
-        font = ImageFont.load_default(size)
     for p in reversed(found):
         x, y, w, h = p["bbox"]
         pen.rectangle((x, y, x + w, y + h), outline=colour(p["index"]), width=line)
     taken: list[Box] = []
     for p in found:
         text = f"{shown(p['name'])} {p['score']:.2f}"
-        width, height = pen.textlength(text, font) + 6, 1.35 * size
+        width, height = pen.textlength(text, font) + 6, 1.35 * font.size
         place = free_place(p["bbox"], (width, height), picture.size, taken)
         if place is None:  # no room: the box alone
             continue
@@ -91,3 +86,43 @@ def free_place(
 
 def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def outline_missed(picture: Image.Image, missed: Sequence[tuple[Sequence[float], str]]) -> Image.Image:
+    """The picture with a dashed box, white on black, and "missed: NAME" for each (x, y, width, height) and name."""
+    picture = picture.copy()
+    pen = ImageDraw.Draw(picture)
+    line, font = _line(picture), _font(picture)
+    taken: list[Box] = []
+    for (x, y, w, h), name in missed:
+        dash = max(4 * line, 6)
+        corners = ((x, y), (x + w, y), (x + w, y + h), (x, y + h))
+        for (x0, y0), (x1, y1) in zip(corners, (*corners[1:], corners[0]), strict=True):
+            length = max(abs(x1 - x0), abs(y1 - y0), 1.0)
+            for start in np.arange(0, length, dash):
+                part = [
+                    (x0 + (x1 - x0) * t, y0 + (y1 - y0) * t)
+                    for t in (start / length, min(start + dash, length) / length)
+                ]
+                pen.line(part, fill="#ffffff" if round(start / dash) % 2 else "#000000", width=line + 1)
+        text = f"missed: {shown(name)}"
+        place = free_place(
+            [x, y, w, h], (pen.textlength(text, font) + 6, 1.35 * font.size), picture.size, taken
+        )
+        if place is not None:
+            taken.append(place)
+            pen.rectangle(place, fill="#000000")
+            pen.text((place[0] + 3, (place[1] + place[3]) / 2), text, fill="#ffffff", font=font, anchor="lm")
+    return picture
+
+
+def _line(picture: Image.Image) -> int:
+    return max(1, round(max(picture.size) / 500))
+
+
+def _font(picture: Image.Image) -> Any:
+    size = max(11, round(max(picture.size) / 52))
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:  # Pillow's own font knows fewer letters
+        return ImageFont.load_default(size)

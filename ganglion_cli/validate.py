@@ -339,11 +339,15 @@ def _at_one_size(
     records = [record(size, result)]
     if not args.json:
         print(f"  size       {size}")
+        width = max(9, *(len(titled(result.title(name))[0]) for name in result.values))
         for name, value in result.values.items():
             title, unit = titled(result.title(name))
-            print(f"  {title:<9}  {as_text(name, value)}{unit}")
-        print(f"  images     {result.images}" + (f", {result.skipped} skipped" if result.skipped else ""))
-        print(f"  images/s   {result.images_per_second:.1f}, reading included")
+            print(f"  {title:<{width}}  {as_text(name, value)}{unit}")
+        print(
+            f"  {'images':<{width}}  {result.images}"
+            + (f", {result.skipped} skipped" if result.skipped else "")
+        )
+        print(f"  {'images/s':<{width}}  {result.images_per_second:.1f}, reading included")
     if args.output is not None:
         write_csv(args.output, records)
     if single is None:

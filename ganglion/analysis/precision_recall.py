@@ -71,7 +71,7 @@ def plot_detection(
         axes.plot(recall, precision.mean(axis=0), "k--", label=f"0.50 to 0.95: {100 * precision.mean():.1f}")
         axes.set(title=name, xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-        axes.legend(title="AP %", fontsize=7, title_fontsize=7)
+        axes.legend(title="AP %", fontsize=7, title_fontsize=7, loc="lower left")
     panels[0].set_ylabel("precision")
     matrix, text = lower.subplots(1, 2, width_ratios=(side, 3.4))
     draw_confusion(matrix, text, confusion, "objects")

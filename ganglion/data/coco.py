@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import shown, unknown
+from .coco_masks import checked_mask, wrong_counts
 from .decode import BrokenImage, Raw, open_regular, read_image, reason
 from .source import IndexedSource
 from .types import DataError
@@ -27,6 +28,10 @@ _OTHERS = {
     "frames": "of BDD or a video annotator",
     "items": "of Datumaro",
 }
+
+
+class UnknownClass(DataError):
+    """A class is wanted that the file does not have."""
 
 
 class CocoSource(IndexedSource):
@@ -67,7 +72,8 @@ class CocoSource(IndexedSource):
         if not any((images / item["file"]).is_file() for item in self._items):
             raise DataError(
                 f"none of the {len(self._items)} images that {annotations} names is in {images}, such as "
-                f"{self._items[0]['file']}: expected their folder as data.root or data.images"
+                f"{self._items[0]['file']}: expected their folder, as data.root, data.train_images or "
+                "data.val_images"
             )
 
     @property
@@ -79,16 +85,14 @@ class CocoSource(IndexedSource):
         for i, entry in enumerate(entries):
             try:
                 size = (int(entry["height"]), int(entry["width"]))
-                image = {
-                    "image_id": entry["id"],
-                    "file": str(entry["file_name"]),
-                    "size": size,
-                    "annotations": [],
-                }
+                key, file = entry["id"], entry["file_name"]
+                if not isinstance(key, (int, str)) or not isinstance(file, str) or min(size) < 1:
+                    raise ValueError("id, file_name or size")
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{self.path}: images[{i}] is {shown(str(entry)[:80])}: expected id, file_name, height and width"
                 ) from error
+            image = {"image_id": key, "file": file, "size": size, "annotations": []}
             parts = Path(image["file"]).parts
             if os.path.isabs(image["file"]) or ".." in parts:
                 raise DataError(
@@ -107,10 +111,13 @@ class CocoSource(IndexedSource):
             try:
                 x, y, w, h = map(float, entry["bbox"])
                 image, category, key = entry["image_id"], entry["category_id"], entry.get("id", f"#{i}")
+                area, crowd = float(entry.get("area", w * h)), entry.get("iscrowd", 0)
+                if not all(isinstance(v, (int, str)) for v in (image, category, key)) or crowd not in (0, 1):
+                    raise ValueError("ids or iscrowd")
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
-                    f"{self.path}: annotations[{i}] is {shown(str(entry)[:80])}: expected image_id, category_id and "
-                    "bbox, x, y, width, height"
+                    f"{self.path}: annotations[{i}] is {shown(str(entry)[:80])}: expected image_id, category_id, "
+                    "bbox (x, y, width, height), area (a number) and iscrowd (0 or 1)"
                 ) from error
             if not (x == x and y == y and abs(w) < 1e9 and abs(h) < 1e9):
                 raise DataError(
@@ -125,6 +132,9 @@ class CocoSource(IndexedSource):
                     self._left_out["annotations of categories that the file does not have"] += 1
             else:
                 height, width = images[image]["size"]
+                shape, wrong = checked_mask(entry.get("segmentation"), height, width)
+                if wrong:
+                    raise DataError(f"{self.path}: annotations[{i}] (id {key}): {wrong}")
                 boxes += 1
                 corners += _is_corners(entry, width, height)
                 if w < 1 or h < 1:
@@ -132,15 +142,15 @@ class CocoSource(IndexedSource):
                 elif min(x + w, width) - max(x, 0) <= 0 or min(y + h, height) - max(y, 0) <= 0:
                     self._left_out["boxes outside of their image"] += 1
                 else:
-                    if not entry.get("segmentation"):
+                    if shape is None:
                         self._left_out["objects without a mask, whose box is taken for it"] += 1
                     images[image]["annotations"].append(
                         {
                             "bbox": [x, y, w, h],
                             "label": labels[category],
-                            "iscrowd": int(bool(entry.get("iscrowd", 0))),
-                            "area": float(entry.get("area", w * h)),
-                            "segmentation": entry.get("segmentation") or _as_polygon(x, y, w, h),
+                            "iscrowd": int(crowd),
+                            "area": area,
+                            "segmentation": _as_polygon(x, y, w, h) if shape is None else shape,
                         }
                     )
             seen.add(key)
@@ -163,6 +173,9 @@ class CocoSource(IndexedSource):
 
     def image(self, index: int) -> tuple[Raw, dict[str, Any]]:
         item = self._items[index]
+        for number, a in enumerate(item["annotations"]):
+            if wrong := wrong_counts(a["segmentation"], *item["size"]):
+                raise BrokenImage(f"of its objects in {self.path.name} number {number}: {wrong}")
         try:
             file = open_regular(self._folder / item["file"])
         except OSError as error:
@@ -207,10 +220,17 @@ def read_coco(path: Path) -> dict[str, Any]:
 
 
 def _other_text(text: str, error: Exception) -> str:
-    start = text.lstrip()[:200]
+    start = text.lstrip()[:2000]
+    if not start:
+        return "empty"
     if start.startswith("<"):
         return "XML, as of Pascal VOC"
-    words = start.partition("\n")[0].split()
+    first = start.partition("\n")[0]
+    if first.startswith("{") and first.rstrip().endswith("}"):
+        return "a list of JSON objects, one a line"
+    if first.count(",") >= 3 and not first.startswith(("{", "[")):
+        return "a table of values between commas"
+    words = first.split()
     try:
         if len(words) >= 5 and all(isinstance(float(word), float) for word in words):
             return "a list of numbers, as of YOLO"
@@ -222,7 +242,9 @@ def _other_text(text: str, error: Exception) -> str:
 def _other_json(content: Any) -> str | None:
     if isinstance(content, list):
         first = content[0] if content and isinstance(content[0], Mapping) else {}
-        return "COCO's results (predictions, no annotations)" if "score" in first else "a list"
+        if "score" in first:
+            return "COCO's results (predictions, no annotations)"
+        return "a list of CreateML" if {"image", "annotations"} <= first.keys() else "a list"
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     missing = [
@@ -235,7 +257,12 @@ def _other_json(content: Any) -> str | None:
         if "caption" in first:
             return "COCO's captions"
     if not missing:
+        image = next(iter(content["images"]), {})
+        if isinstance(image, Mapping) and "coco_url" in image and "file_name" not in image:
+            return "LVIS, whose images have no file_name"
         return None
+    if content and all(isinstance(v, Mapping) and "regions" in v for v in content.values()):
+        return "a file of the VGG annotator (VIA)"
     for key, what in _OTHERS.items():
         if key in content:
             return f"a file {what}" if what.startswith("of") else what
@@ -252,12 +279,22 @@ def _categories(
         raise DataError(f"{path}: a category lacks its id or name, or ids are of two types") from error
     if len(names) != len(entries):
         raise DataError(f"{path}: two categories have one id: expected an id for each")
+    if not names:
+        raise DataError(f"{path}: categories is empty: expected an id and a name for each class")
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            same = ", ".join(str(i) for i in ids if names[i] == name)
+            raise DataError(
+                f"{path}: the categories {same} are all called {name!r}: expected a name for each"
+            )
     if classes is None:
         return ids, [names[i] for i in ids]
     by_name = {name: i for i, name in names.items()}
     for name in classes:
         if name not in by_name:
-            raise DataError(f"data.classes: {unknown('class', name, by_name)}")
+            raise UnknownClass(
+                f"data.classes: {unknown('class', name, by_name)} These are the classes of {path}."
+            )
     return [by_name[name] for name in classes], list(classes)
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ganglion.data import BrokenImage, CocoSource, DataError
+from ganglion.data.coco_masks import wrong_counts
 
 
 def content() -> dict:
@@ -114,12 +115,100 @@ def test_an_image_twice_is_counted(source):
         ({"images": [], "annotations": [{"caption": "a"}]}, "captions"),
         ({"images": [], "categories": [], "annotations": [{"segments_info": []}]}, "panoptic"),
         ({"images": [], "annotations": []}, "without categories"),
+        ("", "is empty"),
+        ("file,width,height,class\na.png,1,1,cat\n", "a table of values between commas"),
+        ('{"image": "a"}\n{"image": "b"}\n', "JSON objects, one a line"),
+        ([{"image": "a.png", "annotations": []}], "CreateML"),
+        ({"a.png1": {"filename": "a.png", "regions": []}}, "VIA"),
+        ({"images": [{"id": 1, "coco_url": "http://a"}], "annotations": [], "categories": []}, "LVIS"),
     ],
 )
 def test_another_format_is_named(source, found, said):
     with pytest.raises(DataError, match=said) as error:
         source(found)
     assert "instances.json" in str(error.value)
+
+
+RUNS = {"size": [30, 40], "counts": [100, 5, 1095]}
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        ("abc", "segmentation is abc: expected polygons"),
+        (5, "segmentation is 5"),
+        ([1, 2, 3, 4, 5, 6], "expected polygons"),
+        ([["1", "2", "3", "4", "5", "6"]], "expected numbers"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "a polygon of 7 numbers"),
+        ([[1, float("nan"), 3, 4, 5, 6]], "expected finite numbers"),
+        ([[1e12, 2, 3, 4, 5, 6]], "within the image"),
+        ({"points": []}, "expected polygons"),
+        (RUNS | {"size": [40, 30]}, "expected that of its image"),
+        (RUNS | {"counts": [100, -5, 1105]}, "at least 0"),
+        (RUNS | {"counts": [100, 5]}, "of 105 pixels: expected 1200"),
+    ],
+)
+def test_a_wrong_mask_is_named_with_its_entry(source, mask, said):
+    """Before training, and before a library is given what would make it read memory that is not its own."""
+    found = content()
+    found["annotations"][2]["segmentation"] = mask
+    with pytest.raises(DataError, match=said) as error:
+        source(found)
+    assert "instances.json: annotations[2] (id 3)" in str(error.value)
+
+
+def test_masks_of_every_kind_are_taken(source):
+    found = content()
+    found["annotations"][0]["segmentation"] = [[1, 2, 3, 4], [4, 5, 14, 5, 14, 17]]
+    found["annotations"][2]["segmentation"] = RUNS
+    made = source(found)
+    assert made.image(0)[1]["annotations"][0]["segmentation"] == [
+        [4, 5, 14, 5, 14, 17]
+    ]  # two corners are no polygon
+    assert made.image(1)[1]["annotations"][0]["segmentation"] == RUNS
+
+
+def test_compressed_run_lengths_are_checked(source):
+    """As pycocotools compresses them; what is none makes its image unreadable, with the reason."""
+    import numpy as np
+    from pycocotools import mask as coco
+
+    rng = np.random.default_rng(0)
+    for share in (0, 0.01, 0.5, 1):
+        made = coco.encode(np.asfortranarray((rng.random((30, 40)) < share).astype(np.uint8)))
+        assert wrong_counts(made, 30, 40) == ""
+        assert "of 1200 pixels: expected 1230" in wrong_counts(made, 30, 41)
+    found = content()
+    for counts in ("~~~", "!", "o"):
+        found["annotations"][2]["segmentation"] = RUNS | {"counts": counts}
+        with pytest.raises(BrokenImage, match=r"instances.json number 0: the mask's"):
+            source(found).image(1)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("images", {"id": [1]}, "images[1]"),
+        ("images", {"file_name": None}, "images[1]"),
+        ("images", {"height": 0}, "images[1]"),
+        ("annotations", {"image_id": [1]}, "annotations[1]"),
+        ("annotations", {"area": "big"}, "annotations[1]"),
+        ("annotations", {"iscrowd": "yes"}, "annotations[1]"),
+        ("annotations", {"bbox": [1, 2, 3]}, "annotations[1]"),
+        ("categories", {"name": "cat"}, "the categories 1, 7 are all called 'cat'"),
+    ],
+)
+def test_a_wrong_entry_is_named(source, part, changes, said):
+    found = content()
+    found[part][1] |= changes
+    with pytest.raises(DataError) as error:
+        source(found)
+    assert said in str(error.value)
+
+
+def test_no_categories(source):
+    with pytest.raises(DataError, match="categories is empty"):
+        source(content() | {"categories": []})
 
 
 def test_corners_in_place_of_sides(source):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,6 +124,34 @@ def test_options_that_do_not_fit(model, data, argv, said, capsys):
         validate(model, data, *argv)
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_classes_that_are_not_the_networks(model, data, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    file = other / "annotations" / "instances_val2017.json"
+    file.write_text(file.read_text().replace('"green"', '"blue"'))
+    with pytest.raises(SystemExit):
+        validate(model, other)
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("not those of", "'green'", "blue, red", str(file), "--by-number"))
+    assert validate(model, other, "--by-number", "--json") == 0
+
+
+def test_a_dot_is_an_image(model, tmp_path, capsys):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    argv = [
+        "predict",
+        str(tmp_path / "dot.png"),
+        "--checkpoint",
+        str(model),
+        "--threshold",
+        "0.0001",
+        "--json",
+    ]
+    assert main(argv) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert all(found["segmentation"]["size"] == [1, 1] for found in entry["predictions"])
 
 
 def test_options_of_detectors_are_refused_for_classifiers(tmp_path, capsys):

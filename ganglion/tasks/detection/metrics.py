@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from ...data import Batch, CocoSource, DataError
+from ...data.coco import UnknownClass
 from ...training.metrics import Monitor
 from ..evaluation import Labelled, Request
 from ..loading import LoadedModel
@@ -287,13 +288,20 @@ def labelled(model: LoadedModel, request: Request) -> Labelled:
 
     Raises DataError where there are none, or where the classes are others.
     """
-    source = open_coco(
-        request.root,
-        request.split or "val2017",
-        channels=model.data_config["input_size"][0],
-        classes=None if request.by_number else model.class_names,
-        limit=request.limit,
-    )
+    split = request.split or "val2017"
+    try:
+        source = open_coco(
+            request.root,
+            split,
+            channels=model.data_config["input_size"][0],
+            classes=None if request.by_number else model.class_names,
+            limit=request.limit,
+        )
+    except UnknownClass as error:
+        raise DataError(
+            f"the classes are not those of {model.name}: {str(error).removeprefix('data.classes: ')} Expected its "
+            f"{model.num_classes}, by their names; --by-number takes as many others in the order of their ids"
+        ) from error
     if request.by_number and len(source.class_names or ()) != model.num_classes:
         raise DataError(
             f"the data have {len(source.class_names or ())} classes, the network {model.num_classes}: expected its own"

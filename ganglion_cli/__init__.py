@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import backends, doctor, draw, fit, info, predict, validate
+from . import backends, doctor, draw, explore, fit, info, predict, validate
 from .common import print_json
 from .options import Parser
 
@@ -23,6 +23,7 @@ VERBS = {
     "predict": predict,
     "info": info,
     "draw": draw,
+    "explore": explore,
     "backends": backends,
     "doctor": doctor,
 }

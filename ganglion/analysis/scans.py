@@ -80,9 +80,39 @@ def scans_of(mixer: nn.Module, x: Tensor, earlier: Sequence[Tensor] = ()) -> lis
         raise TypeError(f"{type(mixer).__name__} has no scan: expected an SS2D, as a network's block.mixer")
     with as_analysed(mixer, x.dtype) as ready, _Recorder(compute=mixer.cascade) as recorder:
         ready(x, list(earlier))
-    found = recorder.scans
-    # A cascade runs the way back of each axis first.
-    return [found[i] for i in (1, 0, 3, 2)] if mixer.cascade else found
+    return _in_order(mixer, recorder.scans)
+
+
+def _in_order(mixer: SS2D, scans: list[Scan]) -> list[Scan]:
+    """By routes: a cascade runs the way back of each axis first."""
+    return [scans[i] for i in (1, 0, 3, 2)] if mixer.cascade else scans
+
+
+@contextmanager
+def recorded(network: nn.Module) -> Iterator[dict[str, list[Scan]]]:
+    """What the scans of a network are given when it runs once in the block, with or without gradients: the lists of
+    `scans_of`, by the names of `scan_layers`, in a dictionary that is filled when the block ends.
+
+    Raises ValueError if there are no scans.
+    """
+    layers = scan_layers(network)
+    found: dict[str, list[Scan]] = {}
+    first: dict[str, int] = {}
+    with _Recorder() as recorder:
+
+        def begin(name: str):
+            return lambda module, args: first.__setitem__(name, len(recorder.scans))
+
+        hooks = [layer.register_forward_pre_hook(begin(name)) for name, layer in layers.items()]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+    starts = sorted(first.items(), key=lambda item: item[1])
+    ends = [at for _, at in starts[1:]] + [len(recorder.scans)]
+    for (name, start), end in zip(starts, ends, strict=True):
+        found[name] = _in_order(layers[name], recorder.scans[start:end])
 
 
 def scan_layers(network: nn.Module) -> dict[str, SS2D]:

@@ -35,6 +35,8 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
         (["info", "--help"], 0),
         (["backends", "--help"], 0),
         (["doctor", "--help"], 0),
+        (["explore", "--help"], 0),
+        (["explore", "model", "--image", "there/is/no/picture.jpg", "-o", "page.html"], 2),
         (["predict", "a.jpg", "--top-k", "0"], 2),
         (["predict", "there/is/no/picture.jpg", "--checkpoint", "model"], 2),
         (["validate", "--data", "images"], 2),
@@ -71,7 +73,7 @@ def test_help_lists_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    assert list(VERBS) == ["fit", "validate", "predict", "info", "draw", "backends", "doctor"]
+    assert list(VERBS) == ["fit", "validate", "predict", "info", "draw", "explore", "backends", "doctor"]
     for name, module in VERBS.items():
         assert f"    {name} " in out
         assert module.__doc__.split()[0] in out

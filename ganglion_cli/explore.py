@@ -1,0 +1,129 @@
+"""A page to look at: what a network's scans do with an image, any pixel of any layer, in one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import check_writable, fail, natural, pick_device, pixels
+from .options import say_loading
+
+if TYPE_CHECKING:
+    from ganglion.tasks.loading import LoadedModel
+
+_EXAMPLES = """\
+examples:
+  ganglion explore vmamba_tiny_s1l8 --image cat.jpg -o cat.html
+  ganglion explore runs/one/model --image cat.jpg --image dog.jpg -o pets.html
+  ganglion explore vmamba_tiny_s1l8=vssm1_tiny_0230s_ckpt_epoch_264.pth --image cat.jpg -o cat.html
+  ganglion explore sparx_mamba_nano --untrained --size 224 --image cat.jpg -o cat.html
+
+MODEL is a name (its published weights), an exported folder, a training checkpoint, or NAME=FILE for a published file.
+The page needs no server and makes no request: open it, mail it, put it on any site.
+exit status: 0; 1 if the network or an image cannot be used; 2 for arguments that make no sense
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", metavar="MODEL", help="a network whose layers scan")
+    parser.add_argument(
+        "--image",
+        dest="images",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="may be given several times",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the page (.html)")
+    parser.add_argument(
+        "--size",
+        type=pixels,
+        nargs="+",
+        metavar="N",
+        help="side, or height and width, of the images (the network's)",
+    )
+    parser.add_argument("--untrained", action="store_true", help="weights as initialised from --seed")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of untrained weights (0)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write over a file that is there and is no page of this command",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    _check(args)
+    say_loading("PyTorch and timm")
+
+    from ganglion.errors import shown
+    from ganglion.explorer import is_page, make_page
+
+    if os.path.lexists(args.output) and not is_page(args.output):
+        check_writable(args, "--output")
+    model = _load(args)
+    model.network.to(pick_device(args))
+    size = None if args.size is None else (args.size[0], args.size[-1])
+    try:
+        make_page(args.output, model, args.images, size=size, overwrite=args.overwrite)
+    except (ValueError, TypeError, OSError) as error:
+        fail(args, error)
+    print(f"{shown(args.output)} ({args.output.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Exit with status 2, before anything is loaded, for what cannot be."""
+    if args.output.suffix.lower() not in (".html", ".htm"):
+        args.parser.error(f"--output {args.output}: expected a name that ends in .html")
+    if args.size is not None and len(args.size) > 2:
+        args.parser.error(f"--size {' '.join(map(str, args.size))}: expected one or two numbers")
+    for image in args.images:
+        if not os.path.lexists(image):
+            args.parser.error(f"--image {image}: there is no such file")
+        if os.path.isdir(image):
+            args.parser.error(f"--image {image}: it is a folder, expected an image")
+    if not os.path.lexists(args.output):
+        check_writable(args, "--output")
+
+
+def _load(args: argparse.Namespace) -> LoadedModel:
+    """The network of MODEL. Exits with status 1 where it cannot be loaded."""
+    from ganglion.tasks.loading import load_model
+
+    name, equals, file = args.model.partition("=")
+    named = bool(equals) and not os.path.lexists(args.model)
+    try:
+        if args.untrained:
+            return _untrained(args)
+        return load_model(file, model=name) if named else load_model(args.model)
+    except (ValueError, OSError) as error:
+        hint = " (NAME=FILE), or --untrained" if "published weights" in str(error) else ""
+        fail(args, f"{error}{hint}")
+
+
+def _untrained(args: argparse.Namespace) -> LoadedModel:
+    """The network of that name with random weights. Raises ValueError for another name."""
+    import timm
+    import torch
+    from timm.data import resolve_model_data_config
+
+    from ganglion.errors import unknown
+    from ganglion.tasks import DEFAULT, find_task
+    from ganglion.tasks.loading import LoadedModel
+
+    if not timm.is_model(args.model):
+        raise ValueError(f"--untrained: {unknown('model', args.model, timm.list_models())}")
+    torch.manual_seed(args.seed)
+    network = timm.create_model(args.model).eval()
+    return LoadedModel(
+        name=args.model,
+        network=network,
+        data_config=resolve_model_data_config(network),
+        class_names=None,
+        description=f"untrained (seed {args.seed})",
+        task=find_task(DEFAULT),
+    )

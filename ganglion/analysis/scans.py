@@ -98,7 +98,7 @@ def recorded(network: nn.Module) -> Iterator[dict[str, list[Scan]]]:
     layers = scan_layers(network)
     found: dict[str, list[Scan]] = {}
     first: dict[str, int] = {}
-    with _Recorder() as recorder:
+    with _Recorder(compute=True) as recorder:
 
         def begin(name: str):
             return lambda module, args: first.__setitem__(name, len(recorder.scans))

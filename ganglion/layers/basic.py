@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config import check_choice
 from ..ops.depthwise import depthwise_conv2d, is_depthwise
-from ..ops.norm_op import add_norm, norm, uses_kernel
+from ..ops.norm_op import norm_map
 
 Norm = Literal["ln", "bn", "gn"]
 Act = Literal["silu", "gelu", "relu"]
@@ -48,10 +48,9 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if uses_kernel(x, self.weight, self.bias):
-                dtype = _norm_dtype(x, self.halves)
-                y = norm(to_tokens(x), self.weight, self.bias, eps=self.eps, dtype=dtype)
-                return to_map(y, x)
+            both = _normalised(self, x)
+            if both is not None:
+                return both[0]
         y = F.layer_norm(to_tokens(x), self.normalized_shape, self.weight, self.bias, self.eps)
         return to_map(y, x)
 
@@ -65,19 +64,29 @@ class GroupNorm2d(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if uses_kernel(x, self.weight, self.bias):
-                dtype = _norm_dtype(x, self.halves)
-                y = norm(to_tokens(x), self.weight, self.bias, eps=self.eps, per_image=True, dtype=dtype)
-                return to_map(y, x)
+            both = _normalised(self, x)
+            if both is not None:
+                return both[0]
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def _norm_dtype(x: Tensor, halves: bool) -> torch.dtype:
-    """Of what a norm of x returns."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return x.dtype
-    return torch.get_autocast_dtype(device) if halves else torch.float32
+def _normalised(
+    norm: LayerNorm2d | GroupNorm2d,
+    x: Tensor,
+    branch: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """norm(x * scale + shift + branch) and the sum itself by a kernel, None where there is none."""
+    if not isinstance(x, Tensor):  # a tracer's
+        return None
+    device, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device) if norm.halves else torch.float32
+    per_image = isinstance(norm, nn.GroupNorm)
+    return norm_map(
+        x, branch, scale, shift, norm.weight, norm.bias, eps=norm.eps, per_image=per_image, dtype=dtype
+    )
 
 
 def sum_and_norm(
@@ -87,22 +96,12 @@ def sum_and_norm(
 
     None elsewhere, and where somebody waits for the norm to be called: it has hooks, or is another module by now.
     """
-    if not isinstance(norm, (LayerNorm2d, GroupNorm2d)) or not uses_kernel(x, branch, norm.weight, scale):
+    if not isinstance(norm, (LayerNorm2d, GroupNorm2d)):
         return None
     if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
         return None
-    total, y = add_norm(
-        to_tokens(x),
-        to_tokens(branch),
-        norm.weight,
-        norm.bias,
-        scale=scale,
-        shift=shift,
-        eps=norm.eps,
-        per_image=isinstance(norm, GroupNorm2d),
-        dtype=_norm_dtype(x, norm.halves),
-    )
-    return to_map(total, x), to_map(y, x)
+    both = _normalised(norm, x, branch, scale, shift)
+    return None if both is None else (both[1], both[0])
 
 
 def make_norm(

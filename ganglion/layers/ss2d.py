@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..config import check_choice
 from ..ops import Route, pattern
 from ..ops.dispatch import check_request
+from ..ops.scan2d_op import scan_tokens
 from .basic import Act, DepthwiseConv2d, make_act, make_norm, to_map, to_tokens
 from .mixer import Mixer
 
@@ -165,19 +166,16 @@ class SS2D(Mixer):
         """The sum of some routes over x, (B, height * width, D). weights: those of the routes."""
         x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds = weights
         proj = F.linear(x, x_proj_weight.flatten(0, 1))
-        y, _ = torch.ops.ganglion.scan2d(
-            x.to(proj.dtype),
-            proj,
-            dt_projs_weight,
-            dt_projs_bias,
-            A_logs.view(len(routes), self.d_inner, self.d_state),
-            Ds.view(len(routes), self.d_inner),
-            routes,
-            self.backend,
-            [height, width],
-            True,
-        )
-        return y
+        A_logs, Ds = A_logs.view(len(routes), self.d_inner, self.d_state), Ds.view(len(routes), self.d_inner)
+        x = x.to(proj.dtype)
+        if not torch.jit.is_scripting():
+            return scan_tokens(
+                x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds, routes, self.backend, height, width
+            )
+        size = [height, width]
+        return torch.ops.ganglion.scan2d(
+            x, proj, dt_projs_weight, dt_projs_bias, A_logs, Ds, routes, self.backend, size, True
+        )[0]
 
     def _one_route(self, x: Tensor, height: int, width: int, route: int) -> Tensor:
         one = slice(route, route + 1)

@@ -29,12 +29,13 @@ CHUNK-th step (`ganglion.ops.routes`).
 
 The module of `add_norm`, which is optional, has
 
-    rejects(x) -> str | None
-    forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, total_dtype) -> (y, total, mean, rstd)
-    backward(grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, (dtype of x, dtype of add or None))
+    rejects(x, *, channels) -> str | None
+    forward(x, add, scale, shift, weight, bias, shape, per_image, eps, dtype, total_dtype) -> (y, total, statistics)
+    backward(grad_y, grad_total, total, x, scale, weight, statistics, per_image, (dtype of x, dtype of add or None))
         -> (grad_x, grad_add or None where it is grad_x, (4, C) of weight, bias, scale and shift)
 
-with the shapes of `ganglion.ops.norm`; mean and rstd have one value a pixel, or an image.
+with the shapes of `ganglion.ops.norm`; forward of the triton backend also takes maps in channels-last memory, of which
+`shape` tells (B, L, C). statistics: means and 1 / standard deviations, (2, one for each pixel or image).
 
 Backends compute the same function; they differ in speed.
 """
@@ -56,6 +57,9 @@ from . import cpu, torch, triton
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "torch": torch}
 
 ENV = "GANGLION_BACKEND"
+#: Modules of the first backend, by all that a choice looks at. A network has a few dozen calls.
+_served_by_first: dict[tuple, ModuleType] = {}
+_REMEMBERED = 4096
 _CHOICES = ("auto", *BACKENDS, *(f"no-{name}" for name in BACKENDS))
 
 
@@ -96,6 +100,10 @@ def choose(operator: str, x: Tensor, request: str = "auto", **sizes: int) -> Mod
     source = "backend"
     if request == "auto":
         request, source = os.environ.get(ENV, "auto"), ENV
+    # The fastest backend's answer is remembered: on a GPU a call must not wait for the host.
+    key = (operator, request, x.dtype, x.shape, x.device, triton.unavailable, *sizes.values())
+    if key in _served_by_first:
+        return _served_by_first[key]
     check_request(request, source)
     forced = request in BACKENDS
     refusals: dict[str, str] = {}
@@ -115,6 +123,10 @@ def choose(operator: str, x: Tensor, request: str = "auto", **sizes: int) -> Mod
         if why is None:
             for refused, reason in refusals.items():
                 _announce(operator, name, refused, reason)
+            if backend is triton:
+                if len(_served_by_first) >= _REMEMBERED:
+                    _served_by_first.clear()
+                _served_by_first[key] = module
             return module
         refusals[name] = why
     told = "; ".join(f"{name}: {why}" for name, why in refusals.items()) or "none is permitted"

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import check_request, choose
-from .operator import untransformed
+from .operator import is_bare, untransformed
 from .torch import add_norm as plain
+from .triton import add_norm as triton_norm
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
@@ -89,6 +90,50 @@ def uses_kernel(x: Tensor, *others: Tensor | None) -> bool:
     return untransformed(x, *[t for t in others if t is not None])
 
 
+def norm_map(
+    x: Tensor,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    per_image: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor] | None:
+    """The normalised map and what was normalised, of maps (B, C, H, W) in channels-last memory, for networks.
+
+    Without views and, where nothing else needs to know, past PyTorch's dispatcher: for a few images the host's time is
+    all of it. None where `uses_kernel` says so.
+    """
+    rows = (scale, shift, weight, bias)
+    if not uses_kernel(x, add, *rows):
+        return None
+    dense = _is_map(x) and (add is None or (add.shape == x.shape and _is_map(add)))
+    batch, channels, height, width = x.shape
+    fits = all(t is None or (t.ndim == 1 and t.shape[0] == channels and t.device == x.device) for t in rows)
+    if dense and fits and is_bare(*[t for t in (x, add, *rows) if t is not None]):
+        module = choose("add_norm", x, channels=channels)
+        if module is triton_norm:
+            total_dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
+            shape = (batch, height * width, channels)
+            return module.forward(
+                x, add, scale, shift, weight, bias, shape, per_image, eps, dtype, total_dtype
+            )[:2]
+    tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
+    added = None if add is None else add.permute(0, 2, 3, 1).flatten(1, 2)
+    y, total = _run(tokens, added, *rows, per_image, eps, dtype, "auto")
+    size = (height, width)
+    y = y.unflatten(1, size).permute(0, 3, 1, 2)
+    return y, x if add is None else total.unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def _is_map(x: Tensor) -> bool:
+    """Whether x is (B, C, H, W) and dense, its channels next to each other."""
+    return x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0
+
+
 def _run(
     x: Tensor,
     add: Tensor | None,
@@ -101,7 +146,7 @@ def _run(
     dtype: torch.dtype | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The normalised map, and what was normalised."""
+    """The normalised tokens, and what was normalised."""
     check_request(backend)
     _check(x, add, scale, shift, weight, bias)
     total_dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
@@ -116,7 +161,7 @@ def _run(
         function: Any = _AddNorm
         y, total = function.apply(*tensors, per_image, eps, dtype, backend)
     else:
-        y, total, _, _ = torch.ops.ganglion.add_norm(*tensors, per_image, eps, dtype, backend)
+        y, total, _ = torch.ops.ganglion.add_norm(*tensors, per_image, eps, dtype, backend)
     return y, x if add is None else total
 
 
@@ -152,12 +197,11 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
-        y, total, mean, rstd = torch.ops.ganglion.add_norm(
+        y, total, statistics = torch.ops.ganglion.add_norm(
             x, add, scale, shift, weight, bias, per_image, eps, dtype, backend
         )
-        ctx.save_for_backward(
-            x if add is None else total, x if scale is not None else None, scale, weight, mean, rstd
-        )
+        kept = x if add is None else total
+        ctx.save_for_backward(kept, x if scale is not None else None, scale, weight, statistics)
         ctx.set_materialize_grads(False)
         ctx.dtypes = (x.dtype, None if add is None else add.dtype)
         ctx.parameters = [None if t is None else t.dtype for t in (weight, bias, scale, shift)]
@@ -167,7 +211,7 @@ class _AddNorm(torch.autograd.Function):
     # torch declares any number of gradients.
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        total, x, scale, weight, mean, rstd = ctx.saved_tensors
+        total, x, scale, weight, statistics = ctx.saved_tensors
         per_image, eps, backend = ctx.rest
         has_add = ctx.dtypes[1] is not None
         grad_total = grad_total if has_add else None
@@ -175,19 +219,21 @@ class _AddNorm(torch.autograd.Function):
         grads = [t for t in (grad_y, grad_total, total, x) if t is not None]
         if torch.is_grad_enabled() or not untransformed(*grads):
             # To be differentiated once more, or for several gradients at once.
-            mean, rstd = _statistics(total, per_image, eps)
+            statistics = _statistics(total, per_image, eps)
             found = plain.backward(
-                grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, ctx.dtypes
+                grad_y, grad_total, total, x, scale, weight, statistics, per_image, ctx.dtypes
             )
         else:
             found = torch.ops.ganglion.add_norm_backward(
-                grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, *ctx.dtypes, backend
+                grad_y, grad_total, total, x, scale, weight, statistics, per_image, *ctx.dtypes, backend
             )
         grad_x, grad_add, sums = found
         if has_add and (grad_add is None or grad_add.numel() != total.numel()):
             grad_add = grad_x
-        wanted = zip(ctx.parameters, sums.unbind(0), strict=True)
-        rows = [None if dtype is None else row.to(dtype) for dtype, row in wanted]
+        rows = [
+            None if dtype is None else row if row.dtype == dtype else row.to(dtype)
+            for dtype, row in zip(ctx.parameters, sums.unbind(0), strict=True)
+        ]
         return (
             grad_x,
             grad_add if has_add else None,
@@ -202,20 +248,21 @@ class _AddNorm(torch.autograd.Function):
         )
 
 
-def _statistics(total: Tensor, per_image: bool, eps: float) -> tuple[Tensor, Tensor]:
+def _statistics(total: Tensor, per_image: bool, eps: float) -> Tensor:
     work = torch.promote_types(total.dtype, torch.float32)
     var, mean = torch.var_mean(total.to(work), (1, 2) if per_image else (2,), correction=0)
-    return mean.flatten(), torch.rsqrt(var + eps).flatten()
+    return torch.stack([mean.flatten(), torch.rsqrt(var + eps).flatten()])
 
 
 def _forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
+    """y, total (empty if nothing is added) and statistics."""
     total_dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
     if x.numel() == 0:
         return _fake_forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend)
-    module = choose("add_norm", x, backend)
+    module = choose("add_norm", x, backend, channels=x.shape[2])
     tensors = [None if t is None else t.contiguous() for t in (x, add, scale, shift, weight, bias)]
-    y, total, mean, rstd = module.forward(*tensors, per_image, eps, dtype, total_dtype)
-    return y, x.new_empty(0) if add is None else total, mean, rstd
+    y, total, statistics = module.forward(*tensors, tuple(x.shape), per_image, eps, dtype, total_dtype)
+    return y, x.new_empty(0) if add is None else total, statistics
 
 
 def _fake_forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
@@ -223,42 +270,42 @@ def _fake_forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, bac
     if add is not None:
         total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, add.dtype))
     groups = x.shape[0] if per_image else x.shape[0] * x.shape[1]
-    mean = x.new_empty(groups, dtype=torch.promote_types(x.dtype, torch.float32))
-    return x.new_empty(x.shape, dtype=dtype), total, mean, torch.empty_like(mean)
+    statistics = x.new_empty((2, groups), dtype=torch.promote_types(x.dtype, torch.float32))
+    return x.new_empty(x.shape, dtype=dtype), total, statistics
 
 
 def _backward(
-    grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, x_dtype, add_dtype, backend
+    grad_y, grad_total, total, x, scale, weight, statistics, per_image, x_dtype, add_dtype, backend
 ):
     """Gradients of x, of add (empty if it is that of x), and (4, C) of weight, bias, scale and shift."""
     if total.numel() == 0:
         fake = _fake_backward(
-            grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, x_dtype, add_dtype, backend
+            grad_y, grad_total, total, x, scale, weight, statistics, per_image, x_dtype, add_dtype, backend
         )
         return (*fake[:2], fake[2].zero_())
-    module = choose("add_norm", total, backend)
+    module = choose("add_norm", total, backend, channels=total.shape[2])
     tensors = [None if t is None else t.contiguous() for t in (grad_y, grad_total, total, x, scale, weight)]
-    grad_x, grad_add, sums = module.backward(*tensors, mean, rstd, per_image, (x_dtype, add_dtype))
+    grad_x, grad_add, sums = module.backward(*tensors, statistics, per_image, (x_dtype, add_dtype))
     return grad_x, total.new_empty(0) if grad_add is None else grad_add, sums
 
 
 def _fake_backward(
-    grad_y, grad_total, total, x, scale, weight, mean, rstd, per_image, x_dtype, add_dtype, backend
+    grad_y, grad_total, total, x, scale, weight, statistics, per_image, x_dtype, add_dtype, backend
 ):
     apart = add_dtype is not None and (scale is not None or add_dtype != x_dtype)
     grad_add = total.new_empty(total.shape, dtype=add_dtype) if apart else total.new_empty(0)
-    sums = mean.new_empty((4, total.shape[2]))
+    sums = statistics.new_empty((4, total.shape[2]))
     return total.new_empty(total.shape, dtype=x_dtype), grad_add, sums
 
 
 _LIBRARY.define(
     "add_norm(Tensor x, Tensor? add, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias, bool per_image,"
-    " float eps, ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    " float eps, ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _LIBRARY.define(
     "add_norm_backward(Tensor grad_y, Tensor? grad_total, Tensor total, Tensor? x, Tensor? scale, Tensor? weight,"
-    " Tensor mean, Tensor rstd, bool per_image, ScalarType x_dtype, ScalarType? add_dtype, str backend)"
+    " Tensor statistics, bool per_image, ScalarType x_dtype, ScalarType? add_dtype, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )

@@ -34,7 +34,9 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 Results = tuple[Tensor, ...]
 
 
-_PLAIN = (Tensor, nn.Parameter, FakeTensor)
+_BARE = (Tensor, nn.Parameter)
+_PLAIN = (*_BARE, FakeTensor)
+_GPUS = ("cuda", "xpu")
 
 
 def untransformed(*tensors: Tensor) -> bool:
@@ -46,6 +48,19 @@ def untransformed(*tensors: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and all(type(t) in _PLAIN and not is_legacy_batchedtensor(t) for t in tensors)
+    )
+
+
+def is_bare(*tensors: Tensor) -> bool:
+    """Whether kernels may be called on these directly: they have memory on a GPU, no gradient is wanted, and no mode of
+    PyTorch's watches. CPU tensors take the dispatcher's way, as what they cost there is little beside the kernels."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(t) in _BARE for t in tensors)
+        and tensors[0].device.type in _GPUS
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and torch._C._len_torch_dispatch_stack() == 0
+        and untransformed(*tensors)
     )
 
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from .dispatch import choose
-from .operator import define
+from .operator import define, is_bare
 from .routes import CHUNK, Route
 from .torch import scan2d as plain
+from .triton import scan2d as triton_scan
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -72,6 +73,34 @@ def scan2d(
         backend,
     )
     return y
+
+
+def scan_tokens(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    routes: list[int],
+    backend: str,
+    height: int,
+    width: int,
+) -> Tensor:
+    """`scan2d` as networks call it: of tokens (B, H * W, ...), log(-A) and routes as codes.
+
+    On a GPU and where nothing else needs to know, it goes past PyTorch's dispatcher, for the host's time.
+    """
+    size = [height, width]
+    parameters = (dt_weight, dt_bias, A_log, D)
+    if is_bare(x, proj, *parameters) and x.numel() > 0:
+        _check_once(*map(_meta, (x, proj, *parameters)), tuple(routes), tuple(size))
+        module = choose("scan2d", x, backend, d_state=A_log.shape[2], dt_rank=dt_weight.shape[2])
+        if module is triton_scan:
+            maps = [t.contiguous().view(t.shape[0], height, width, t.shape[2]) for t in (x, proj)]
+            y, _ = module.forward(*maps, *[t.contiguous() for t in parameters], routes, log_A=True)
+            return y.view(x.shape)
+    return torch.ops.ganglion.scan2d(x, proj, *parameters, routes, backend, size, True)[0]
 
 
 _ARGUMENTS = "Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor? D"

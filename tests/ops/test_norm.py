@@ -84,9 +84,9 @@ def test_opcheck(form):
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.ganglion.add_norm, (*args, *rest), test_utils=tests)
     x, add, scale, _, weight, _ = args
-    y, total, mean, rstd = torch.ops.ganglion.add_norm(*args, *rest)
+    y, total, statistics = torch.ops.ganglion.add_norm(*args, *rest)
     kept = x if add is None else total
-    given = (y.cos(), None, kept, None if scale is None else x, scale, weight, mean, rstd, False)
+    given = (y.cos(), None, kept, None if scale is None else x, scale, weight, statistics, False)
     dtypes = (torch.float32, None if add is None else torch.float16)
     torch.library.opcheck(torch.ops.ganglion.add_norm_backward, (*given, *dtypes, "torch"), test_utils=tests)
 

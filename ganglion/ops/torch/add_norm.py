@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def rejects(x: Tensor) -> str | None:
+def rejects(x: Tensor, *, channels: int) -> str | None:
     """Why this backend does not serve the call, None if it does."""
     return None
 
@@ -18,18 +18,19 @@ def forward(
     shift: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    shape: tuple[int, int, int],
     per_image: bool,
     eps: float,
     dtype: torch.dtype,
     total_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, total, mean and rstd, see `ganglion.ops.dispatch`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, total and statistics, see `ganglion.ops.dispatch`."""
     total = sum_of(x, add, scale, shift, total_dtype)
     work = torch.promote_types(total.dtype, torch.float32)
     axes = (1, 2) if per_image else (2,)
     var, mean = torch.var_mean(total.to(work), axes, correction=0, keepdim=True)
     y, rstd = normalised(total, mean, var, weight, bias, eps)
-    return y.to(dtype), total, mean.flatten(), rstd.flatten()
+    return y.to(dtype), total, torch.stack([mean.flatten(), rstd.flatten()])
 
 
 def sum_of(
@@ -65,19 +66,14 @@ def backward(
     x: Tensor | None,
     scale: Tensor | None,
     weight: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
     per_image: bool,
     dtypes: tuple[torch.dtype, torch.dtype | None],
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Gradients of x, of add (None if it is that of x), and of weight, bias, scale and shift as (4, C).
-
-    mean and rstd are taken as they are: they are constants where this is differentiated.
-    """
+    """Gradients of x, of add (None if it is that of x), and of weight, bias, scale and shift as (4, C)."""
     axes = (1, 2) if per_image else (2,)
-    work = mean.dtype
-    shape = (total.shape[0], 1, 1) if per_image else (*total.shape[:2], 1)
-    mean, rstd = mean.view(shape), rstd.view(shape)
+    work = statistics.dtype
+    mean, rstd = statistics.view(2, total.shape[0], 1 if per_image else total.shape[1], 1)
     hat = (total.to(work) - mean) * rstd
     grad = grad_y.to(work)
     sums = [(grad * hat).sum((0, 1)), grad.sum((0, 1))]

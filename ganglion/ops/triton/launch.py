@@ -365,14 +365,17 @@ def backward(
 
 def merged(parts: Tensor) -> Tensor:
     """The sum over the first axis, in float32 inside; a single part is not copied."""
-    return parts[0] if len(parts) == 1 else parts.sum(0)
+    return (
+        parts[0] if len(parts) == 1 else torch.sum(parts, 0, dtype=parts.dtype)
+    )  # as it is under autocast too
+
+
+_HERE = contextlib.nullcontext()
 
 
 def on_device(x: Tensor):
     """Launches go to the current device: make it the one of x."""
     if x.device.type == "cpu":
-        return contextlib.nullcontext()
-    module = torch.get_device_module(x.device)
-    if x.device.index == module.current_device():
-        return contextlib.nullcontext()
-    return module.device(x.device)
+        return _HERE
+    module = torch.cuda if x.device.type == "cuda" else torch.get_device_module(x.device)
+    return _HERE if x.device.index == module.current_device() else module.device(x.device)

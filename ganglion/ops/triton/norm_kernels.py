@@ -8,7 +8,8 @@ Sums over pixels, the gradients of what has one value a channel, are kept for ea
 that they are the same in every run. A program keeps a tile of them until its end: rows of a tile lie in several warps.
 
 Names. b_x: a tile or a row in registers. s_: a sum. o_, m_: offsets and masks. p_x: a pointer. n_: a count. total: x
-(times a scale plus a shift) plus what is added, which is what is normalised.
+(times a scale plus a shift) plus what is added, which is what is normalised. p_statistics: the means of all that is
+normalised by itself, then 1 / its standard deviations.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ def pixel_forward_kernel(
     p_bias,
     p_y,
     p_total,
-    p_mean,
-    p_rstd,
+    p_statistics,
     n_rows,
     n_channels,
     eps,
@@ -77,8 +77,8 @@ def pixel_forward_kernel(
     b_bias = channel_values(p_bias, o_c, m_c, 0.0, BIAS)
     b = b * rstd[:, None] * b_weight + b_bias
     tl.store(p_y + o, b.to(p_y.dtype.element_ty), mask=m)
-    tl.store(p_mean + o_r, mean, mask=m_r)
-    tl.store(p_rstd + o_r, rstd, mask=m_r)
+    tl.store(p_statistics + o_r, mean, mask=m_r)
+    tl.store(p_statistics + n_rows + o_r, rstd, mask=m_r)
 
 
 @triton.jit
@@ -89,8 +89,7 @@ def pixel_backward_kernel(
     p_x,
     p_scale,
     p_weight,
-    p_mean,
-    p_rstd,
+    p_statistics,
     p_grad_x,
     p_grad_add,
     p_sums,
@@ -119,8 +118,8 @@ def pixel_backward_kernel(
         m_r = o_r < n_rows
         m = m_r[:, None] & m_c[None, :]
         o = o_r[:, None] * n_channels + o_c[None, :]
-        mean = tl.load(p_mean + o_r, mask=m_r, other=0.0)[:, None]
-        rstd = tl.load(p_rstd + o_r, mask=m_r, other=0.0)[:, None]
+        mean = tl.load(p_statistics + o_r, mask=m_r, other=0.0)[:, None]
+        rstd = tl.load(p_statistics + n_rows + o_r, mask=m_r, other=0.0)[:, None]
         b_hat = (tl.load(p_total + o, mask=m, other=0.0).to(tl.float32) - mean) * rstd
         b_hat = tl.where(m, b_hat, 0.0)
         b_grad = tl.load(p_grad_y + o, mask=m, other=0.0).to(tl.float32)
@@ -156,6 +155,12 @@ def image_of(parts):
 
 
 @triton.jit
+def images_of(parts):
+    """How many images there are."""
+    return tl.num_programs(0) // parts
+
+
+@triton.jit
 def image_statistics_kernel(
     p_x,
     p_add,
@@ -165,8 +170,7 @@ def image_statistics_kernel(
     p_bias,
     p_y,
     p_total,
-    p_mean,
-    p_rstd,
+    p_statistics,
     p_found,
     n_rows,
     n_channels,
@@ -203,8 +207,8 @@ def image_statistics_kernel(
         b_weight = channel_values(p_weight, o_c, m_c, 1.0, WEIGHT)
         b_bias = channel_values(p_bias, o_c, m_c, 0.0, BIAS)
         tl.store(p_y + o, (b * rstd * b_weight + b_bias).to(p_y.dtype.element_ty), mask=m)
-        tl.store(p_mean + image, mean)
-        tl.store(p_rstd + image, rstd)
+        tl.store(p_statistics + image, mean)
+        tl.store(p_statistics + images_of(parts) + image, rstd)
     else:
         n_before = 0.0
         mean = 0.0
@@ -236,8 +240,7 @@ def image_forward_kernel(
     p_bias,
     p_found,
     p_y,
-    p_mean,
-    p_rstd,
+    p_statistics,
     n_rows,
     n_channels,
     n_tiles,
@@ -263,8 +266,8 @@ def image_forward_kernel(
     spread = tl.sum(tl.load(found + 1, mask=m_p, other=0.0) + n * away * away)
     rstd = 1.0 / tl.sqrt(spread / n_all + eps)
     if part == 0:
-        tl.store(p_mean + image, mean)
-        tl.store(p_rstd + image, rstd)
+        tl.store(p_statistics + image, mean)
+        tl.store(p_statistics + images_of(parts) + image, rstd)
     o_c = tl.arange(0, WIDTH)
     m_c = o_c < n_channels
     b_weight = channel_values(p_weight, o_c, m_c, 1.0, WEIGHT) * rstd
@@ -282,8 +285,7 @@ def image_products_kernel(
     p_grad_y,
     p_total,
     p_weight,
-    p_mean,
-    p_rstd,
+    p_statistics,
     p_found,
     p_sums,
     n_rows,
@@ -297,7 +299,8 @@ def image_products_kernel(
     """Of every part, the sums of grad_y * weight along the normalised map and by itself, p_found (B, parts, 2), and of
     the gradients of weight and bias, the first half of p_sums (B, parts, 4, C)."""
     image, part = image_of(parts)
-    mean, rstd = tl.load(p_mean + image), tl.load(p_rstd + image)
+    mean = tl.load(p_statistics + image)
+    rstd = tl.load(p_statistics + images_of(parts) + image)
     o_c = tl.arange(0, WIDTH)
     m_c = o_c < n_channels
     s_weight = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -327,8 +330,7 @@ def image_backward_kernel(
     p_x,
     p_scale,
     p_weight,
-    p_mean,
-    p_rstd,
+    p_statistics,
     p_found,
     p_grad_x,
     p_grad_add,
@@ -346,7 +348,8 @@ def image_backward_kernel(
     WIDTH: tl.constexpr,
 ):
     image, part = image_of(parts)
-    mean, rstd = tl.load(p_mean + image), tl.load(p_rstd + image)
+    mean = tl.load(p_statistics + image)
+    rstd = tl.load(p_statistics + images_of(parts) + image)
     o_p = tl.arange(0, PARTS)
     found = p_found + (image * parts + o_p) * 2
     n = n_rows * n_channels

@@ -31,11 +31,11 @@ The module of `add_norm`, which is optional, has
 
     rejects(x, *, channels) -> str | None
     forward(x, add, scale, shift, weight, bias, shape, per_image, eps, dtype, total_dtype) -> (y, total, statistics)
-    backward(grad_y, grad_total, total, x, scale, weight, statistics, per_image, (dtype of x, dtype of add or None))
+    backward(grad_y, grad_total, total, x, scale, weight, statistics, shape, per_image, (dtype of x, of add or None))
         -> (grad_x, grad_add or None where it is grad_x, (4, C) of weight, bias, scale and shift)
 
-with the shapes of `ganglion.ops.norm`; forward of the triton backend also takes maps in channels-last memory, of which
-`shape` tells (B, L, C). statistics: means and 1 / standard deviations, (2, one for each pixel or image).
+of tokens with the shape (B, L, C), or, all but the torch backend's, of maps (B, C, H, W) in channels-last memory, whose
+shape as tokens that is. statistics: means and 1 / standard deviations, (2, one for each pixel or image).
 
 Backends compute the same function; they differ in speed.
 """

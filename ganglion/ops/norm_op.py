@@ -18,7 +18,6 @@ from torch import Tensor
 from .dispatch import check_request, choose
 from .operator import is_bare, untransformed
 from .torch import add_norm as plain
-from .triton import add_norm as triton_norm
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
@@ -110,28 +109,29 @@ def norm_map(
     rows = (scale, shift, weight, bias)
     if not uses_kernel(x, add, *rows):
         return None
-    dense = _is_map(x) and (add is None or (add.shape == x.shape and _is_map(add)))
-    batch, channels, height, width = x.shape
-    fits = all(t is None or (t.ndim == 1 and t.shape[0] == channels and t.device == x.device) for t in rows)
-    if dense and fits and is_bare(*[t for t in (x, add, *rows) if t is not None]):
-        module = choose("add_norm", x, channels=channels)
-        if module is triton_norm:
-            total_dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
-            shape = (batch, height * width, channels)
-            return module.forward(
-                x, add, scale, shift, weight, bias, shape, per_image, eps, dtype, total_dtype
-            )[:2]
-    tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
-    added = None if add is None else add.permute(0, 2, 3, 1).flatten(1, 2)
-    y, total = _run(tokens, added, *rows, per_image, eps, dtype, "auto")
-    size = (height, width)
-    y = y.unflatten(1, size).permute(0, 3, 1, 2)
-    return y, x if add is None else total.unflatten(1, size).permute(0, 3, 1, 2)
+    if x.shape != (x if add is None else add).shape or any(
+        t is not None and (t.ndim != 1 or t.shape[0] != x.shape[1] or t.device != x.device) for t in rows
+    ):  # an error that names what is wrong
+        _check(_as_tokens(x), _as_tokens(add), *rows)
+    return _compute((x, add, *rows), per_image, eps, dtype, "auto")
 
 
-def _is_map(x: Tensor) -> bool:
-    """Whether x is (B, C, H, W) and dense, its channels next to each other."""
-    return x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0
+def _compute(
+    tensors: tuple[Any, ...], per_image: bool, eps: float, dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor]:
+    """What is normalised by the operator, and what that was: tokens, or maps in channels-last memory."""
+    x: Tensor = tensors[0]
+    add: Tensor | None = tensors[1]
+    given = [t for t in tensors if t is not None]
+    args: tuple[Any, ...] = (*tensors, per_image, eps, dtype, backend)
+    if is_bare(*given):
+        y, total, _ = _forward(*args)
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        function: Any = _AddNorm
+        y, total = function.apply(*args)
+    else:
+        y, total, _ = torch.ops.ganglion.add_norm(*args)
+    return y, x if add is None else total
 
 
 def _run(
@@ -157,12 +157,7 @@ def _run(
     if not ((forced and untransformed(*given)) or uses_kernel(*given)):
         total = plain.sum_of(x, add, scale, shift, total_dtype)
         return _torch_norm(total, weight, bias, per_image, eps).to(dtype), total
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        function: Any = _AddNorm
-        y, total = function.apply(*tensors, per_image, eps, dtype, backend)
-    else:
-        y, total, _ = torch.ops.ganglion.add_norm(*tensors, per_image, eps, dtype, backend)
-    return y, x if add is None else total
+    return _compute(tensors, per_image, eps, dtype, backend)
 
 
 def _torch_norm(
@@ -197,9 +192,9 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
-        y, total, statistics = torch.ops.ganglion.add_norm(
-            x, add, scale, shift, weight, bias, per_image, eps, dtype, backend
-        )
+        tensors = (x, add, scale, shift, weight, bias)
+        run = _forward if is_bare(*[t for t in tensors if t is not None]) else torch.ops.ganglion.add_norm
+        y, total, statistics = run(*tensors, per_image, eps, dtype, backend)
         kept = x if add is None else total
         ctx.save_for_backward(kept, x if scale is not None else None, scale, weight, statistics)
         ctx.set_materialize_grads(False)
@@ -216,23 +211,21 @@ class _AddNorm(torch.autograd.Function):
         has_add = ctx.dtypes[1] is not None
         grad_total = grad_total if has_add else None
         grad_y = torch.zeros_like(total) if grad_y is None else grad_y
-        grads = [t for t in (grad_y, grad_total, total, x) if t is not None]
-        if torch.is_grad_enabled() or not untransformed(*grads):
+        args: tuple[Any, ...] = (grad_y, grad_total, total, x, scale, weight, statistics, per_image)
+        args += ctx.dtypes
+        maps = [t for t in (grad_y, grad_total, total, x) if t is not None]
+        if torch.is_grad_enabled() or not untransformed(*maps):
             # To be differentiated once more, or for several gradients at once.
-            statistics = _statistics(total, per_image, eps)
-            found = plain.backward(
-                grad_y, grad_total, total, x, scale, weight, statistics, per_image, ctx.dtypes
-            )
+            grad_x, grad_add, sums = _plain_backward(*args, eps=eps)
+        elif is_bare(*maps):
+            grad_x, grad_add, sums = _backward(*args, backend=backend)
         else:
-            found = torch.ops.ganglion.add_norm_backward(
-                grad_y, grad_total, total, x, scale, weight, statistics, per_image, *ctx.dtypes, backend
-            )
-        grad_x, grad_add, sums = found
-        if has_add and (grad_add is None or grad_add.numel() != total.numel()):
+            grad_x, grad_add, sums = torch.ops.ganglion.add_norm_backward(*args, backend)
+        if grad_add is None or grad_add.numel() != total.numel():
             grad_add = grad_x
         rows = [
-            None if dtype is None else row if row.dtype == dtype else row.to(dtype)
-            for dtype, row in zip(ctx.parameters, sums.unbind(0), strict=True)
+            None if dtype is None else sums[i] if sums.dtype == dtype else sums[i].to(dtype)
+            for i, dtype in enumerate(ctx.parameters)
         ]
         return (
             grad_x,
@@ -248,10 +241,32 @@ class _AddNorm(torch.autograd.Function):
         )
 
 
-def _statistics(total: Tensor, per_image: bool, eps: float) -> Tensor:
-    work = torch.promote_types(total.dtype, torch.float32)
-    var, mean = torch.var_mean(total.to(work), (1, 2) if per_image else (2,), correction=0)
-    return torch.stack([mean.flatten(), torch.rsqrt(var + eps).flatten()])
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """(B, L, C) of tokens or a map."""
+    if x.ndim == 3:
+        return x.shape[0], x.shape[1], x.shape[2]
+    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1]
+
+
+def _dense(t: Any) -> Any:
+    """In memory, channels after channels."""
+    if t is None:
+        return None
+    return t.contiguous(memory_format=torch.channels_last if t.ndim == 4 else torch.contiguous_format)
+
+
+def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    form = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    return torch.empty_like(x, dtype=dtype, memory_format=form)
+
+
+def _as_tokens(t: Any) -> Any:
+    return t if t is None or t.ndim < 4 else t.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _as(t: Tensor, x: Tensor) -> Tensor:
+    """Tokens in the form of x."""
+    return t if x.ndim == 3 or t.ndim != 3 else t.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
@@ -259,43 +274,79 @@ def _forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend)
     total_dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
     if x.numel() == 0:
         return _fake_forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend)
-    module = choose("add_norm", x, backend, channels=x.shape[2])
-    tensors = [None if t is None else t.contiguous() for t in (x, add, scale, shift, weight, bias)]
-    y, total, statistics = module.forward(*tensors, tuple(x.shape), per_image, eps, dtype, total_dtype)
+    sizes = _sizes(x)
+    module = choose("add_norm", x, backend, channels=sizes[2])
+    rows = (scale, shift, weight, bias)
+    if module is plain:
+        tokens = _as_tokens(x), _as_tokens(add)
+        y, total, statistics = plain.forward(*tokens, *rows, sizes, per_image, eps, dtype, total_dtype)
+        y, total = _dense(_as(y, x)), _dense(_as(total, x))
+    else:
+        rows = [None if t is None else t.contiguous() for t in rows]
+        maps = _dense(x), _dense(add)
+        y, total, statistics = module.forward(*maps, *rows, sizes, per_image, eps, dtype, total_dtype)
     return y, x.new_empty(0) if add is None else total, statistics
 
 
 def _fake_forward(x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
     total = x.new_empty(0)
     if add is not None:
-        total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, add.dtype))
-    groups = x.shape[0] if per_image else x.shape[0] * x.shape[1]
-    statistics = x.new_empty((2, groups), dtype=torch.promote_types(x.dtype, torch.float32))
-    return x.new_empty(x.shape, dtype=dtype), total, statistics
+        total = _like(x, torch.promote_types(x.dtype, add.dtype))
+    batch, length, _ = _sizes(x)
+    work = torch.promote_types(x.dtype, torch.float32)
+    statistics = x.new_empty((2, batch if per_image else batch * length), dtype=work)
+    return _like(x, dtype), total, statistics
 
 
 def _backward(
     grad_y, grad_total, total, x, scale, weight, statistics, per_image, x_dtype, add_dtype, backend
 ):
     """Gradients of x, of add (empty if it is that of x), and (4, C) of weight, bias, scale and shift."""
+    args = (grad_y, grad_total, total, x, scale, weight, statistics, per_image, x_dtype, add_dtype)
     if total.numel() == 0:
-        fake = _fake_backward(
-            grad_y, grad_total, total, x, scale, weight, statistics, per_image, x_dtype, add_dtype, backend
-        )
+        fake = _fake_backward(*args, backend)
         return (*fake[:2], fake[2].zero_())
-    module = choose("add_norm", total, backend, channels=total.shape[2])
-    tensors = [None if t is None else t.contiguous() for t in (grad_y, grad_total, total, x, scale, weight)]
-    grad_x, grad_add, sums = module.backward(*tensors, statistics, per_image, (x_dtype, add_dtype))
-    return grad_x, total.new_empty(0) if grad_add is None else grad_add, sums
+    module = choose("add_norm", total, backend, channels=_sizes(total)[2])
+    if module is plain:
+        grad_x, grad_add, sums = _plain_backward(*args, eps=None)
+        return _dense(grad_x), _dense(grad_add), sums
+    maps = [_dense(t) for t in (grad_y, grad_total, total, x)]
+    rows = [None if t is None else t.contiguous() for t in (scale, weight)]
+    sizes = _sizes(total)
+    found = module.backward(*maps, *rows, statistics, sizes, per_image, (x_dtype, add_dtype))
+    return found[0], total.new_empty(0) if found[1] is None else found[1], found[2]
+
+
+def _plain_backward(
+    grad_y, grad_total, total, x, scale, weight, statistics, per_image, x_dtype, add_dtype, eps
+):
+    """`_backward` in PyTorch's operations; with eps, of the statistics too, to be differentiated."""
+    if eps is not None:
+        work, axes = torch.promote_types(total.dtype, torch.float32), (1, 2) if per_image else (2,)
+        var, mean = torch.var_mean(_as_tokens(total).to(work), axes, correction=0)
+        statistics = torch.stack([mean.flatten(), torch.rsqrt(var + eps).flatten()])
+    grad_x, grad_add, sums = plain.backward(
+        _as_tokens(grad_y),
+        _as_tokens(grad_total),
+        _as_tokens(total),
+        _as_tokens(x),
+        scale,
+        weight,
+        statistics,
+        _sizes(total),
+        per_image,
+        (x_dtype, add_dtype),
+    )
+    return _as(grad_x, total), total.new_empty(0) if grad_add is None else _as(grad_add, total), sums
 
 
 def _fake_backward(
     grad_y, grad_total, total, x, scale, weight, statistics, per_image, x_dtype, add_dtype, backend
 ):
-    apart = add_dtype is not None and (scale is not None or add_dtype != x_dtype)
-    grad_add = total.new_empty(total.shape, dtype=add_dtype) if apart else total.new_empty(0)
-    sums = statistics.new_empty((4, total.shape[2]))
-    return total.new_empty(total.shape, dtype=x_dtype), grad_add, sums
+    grad_add = total.new_empty(0)
+    if add_dtype is not None and (scale is not None or add_dtype != x_dtype):
+        grad_add = _like(total, add_dtype)
+    return _like(total, x_dtype), grad_add, statistics.new_empty((4, _sizes(total)[2]))
 
 
 _LIBRARY.define(

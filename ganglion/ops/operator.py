@@ -87,14 +87,15 @@ def define(
         result's does too. None if images are summed.
     """
     _LIBRARY.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, _without_autocast(kernel), "CompositeExplicitAutograd")
+    kernel = without_autocast(kernel)
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ganglion::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.ganglion, name).default
-    _LIBRARY.impl(name, _autograd(op, tensors, plain, gradient, records), "Autograd")
+    _LIBRARY.impl(name, _autograd(op, tensors, kernel, plain, gradient, records), "Autograd")
     torch.library.register_vmap(f"ganglion::{name}", _vmap(op, tensors, per_image), lib=_LIBRARY)
 
 
-def _without_autocast(function: Callable) -> Callable:
+def without_autocast(function: Callable) -> Callable:
     """`function`, whose first argument is a tensor, with products of matrices in the dtype of their operands."""
 
     def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -111,21 +112,28 @@ def _without_autocast(function: Callable) -> Callable:
 
 
 def _autograd(
-    op: Any, tensors: int, plain: Callable[..., Results], gradient: Callable | None, records: int
+    op: Any,
+    tensors: int,
+    kernel: Callable[..., Results],
+    plain: Callable[..., Results],
+    gradient: Callable | None,
+    records: int,
 ) -> Callable[..., Results]:
     """What serves `op` where PyTorch differentiates.
 
     Also where nothing needs a derivative: only autograd.Function can tell whether a tensor has a tangent.
     """
     results = len(op._schema.returns) - records
-    pull_back = _without_autocast(functools.partial(_pull_back, plain, tensors))
-    plain = _without_autocast(plain)
+    pull_back = without_autocast(functools.partial(_pull_back, plain, tensors))
+    plain = without_autocast(plain)
 
     def forward(ctx: Any, *args: Any) -> Results:
         if torch._C._are_functorch_transforms_active():
             # autograd.Function switches derivatives off, which is meant for this level and not for those below.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
                 found = op(*args)
+        elif is_bare(*[t for t in args[:tensors] if t is not None]):
+            found = kernel(*args)
         else:
             with _below_autograd():
                 found = op(*args)

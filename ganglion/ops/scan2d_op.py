@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import choose
-from .operator import define, is_bare
+from .operator import define, is_bare, without_autocast
 from .routes import CHUNK, Route
 from .torch import scan2d as plain
 from .triton import scan2d as triton_scan
@@ -249,7 +249,10 @@ def _plain_backward(
 
 def _gradient(grads, args, records):
     tensors, rest = args[:6], args[6:]
-    *found, grad_D = torch.ops.ganglion.scan2d_backward(grads[0], *tensors, *records, *rest)
+    args = (grads[0], *tensors, *records)
+    # No dispatcher and no second autograd.Function where nothing but kernels is wanted.
+    run = _direct_backward if is_bare(*[t for t in args if t is not None]) else _op_backward
+    *found, grad_D = run(*args, *rest)
     return (*found, None if tensors[-1] is None else grad_D)
 
 
@@ -273,6 +276,10 @@ define(
     fake=_fake_backward,
     plain=_plain_backward,
 )
+
+
+_op_backward = torch.ops.ganglion.scan2d_backward
+_direct_backward = without_autocast(_backward)
 
 
 def check(

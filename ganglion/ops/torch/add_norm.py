@@ -67,6 +67,7 @@ def backward(
     scale: Tensor | None,
     weight: Tensor | None,
     statistics: Tensor,
+    shape: tuple[int, int, int],
     per_image: bool,
     dtypes: tuple[torch.dtype, torch.dtype | None],
 ) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -163,15 +163,16 @@ def backward(
     scale: Tensor | None,
     weight: Tensor | None,
     statistics: Tensor,
+    shape: tuple[int, int, int],
     per_image: bool,
     results: tuple[torch.dtype, torch.dtype | None],
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """The gradients of x, of add (None if it is that of x), and of weight, bias, scale and shift as (4, C)."""
     dtypes = (grad_y.dtype, _dtype(grad_total), total.dtype, _dtype(x), _dtype(scale), _dtype(weight))
-    call = _remembered(tuple(total.shape), dtypes, results, total.device, per_image, True)
+    call = _remembered(shape, dtypes, results, total.device, per_image, True)
     grad_x = torch.empty_like(total, dtype=results[0])
     grad_add = torch.empty_like(total, dtype=results[1]) if call.apart else None
-    sums = torch.empty((call.programs, 4, total.shape[2]), dtype=torch.float32, device=total.device)
+    sums = torch.empty((call.programs, 4, shape[2]), dtype=torch.float32, device=total.device)
     weight = total if weight is None else weight
     given = (
         grad_y,

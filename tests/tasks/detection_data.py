@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from ganglion.tasks.detection import rle
 
 #: Ids of the two classes, with a gap.
 IDS = (3, 8)
@@ -63,3 +66,39 @@ def arguments(data: Path, output: Path, **options: object) -> list[str]:
         "output": output,
     } | {key.replace("__", "."): value for key, value in options.items()}
     return [f"--{key}={value}" for key, value in chosen.items()]
+
+
+def scene(seed: int):
+    """Five images with objects, crowds and detections near them."""
+    rng = np.random.default_rng(seed)
+    outputs, targets = [], []
+    for key in range(5):
+        objects, boxes, masks, labels = [], [], [], []
+        for _ in range(int(rng.integers(1, 6))):
+            x, y = rng.integers(0, 60, 2).tolist()
+            w, h = rng.integers(6, 60, 2).tolist()
+            label = int(rng.integers(0, 3))
+            polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            crowd = int(rng.random() < 0.2)
+            shape = rle.encoded(polygon, 128, 128) if crowd else polygon
+            objects.append(
+                {"bbox": [x, y, w, h], "label": label, "iscrowd": crowd, "area": w * h, "segmentation": shape}
+            )
+            for _ in range(2):
+                dx, dy = rng.integers(-4, 5, 2).tolist()
+                left, top = max(0, x + dx), max(0, y + dy)
+                boxes.append([left, top, left + w, top + h])
+                mask = np.zeros((128, 128), bool)
+                mask[top : top + h, left : left + w] = True
+                masks.append(mask)
+                labels.append(label if rng.random() < 0.8 else 2 - label)
+        outputs.append(
+            {
+                "boxes": torch.tensor(boxes, dtype=torch.float64),
+                "scores": torch.from_numpy(rng.random(len(boxes))),
+                "labels": torch.tensor(labels),
+                "masks": torch.from_numpy(np.stack(masks)),
+            }
+        )
+        targets.append({"image_id": 10 - key, "size": (128, 128), "annotations": objects})
+    return outputs, targets

@@ -10,13 +10,14 @@ import os
 import sys
 from pathlib import Path
 
-from ganglion.tasks import fit
-from ganglion.tasks.classification import training as classification
+from ganglion.tasks import find_task, fit
 
 
 def main(file: str, crash_at: int, argv: list[str]) -> int:
     losses: list[float] = []
-    compute = classification.Classification.loss
+    name = next((word.partition("=")[2] for word in argv if word.startswith("--task=")), "classification")
+    trained = find_task(name).training.TASK
+    compute = trained.loss
 
     def write() -> None:
         Path(f"{file}.{os.environ.get('RANK', '0')}.json").write_text(json.dumps(losses))
@@ -29,7 +30,7 @@ def main(file: str, crash_at: int, argv: list[str]) -> int:
         losses.append(value.item())
         return value
 
-    classification.Classification.loss = loss
+    trained.loss = loss
     status = fit.main(argv)
     write()
     return status

@@ -29,6 +29,7 @@ from ganglion.training.optimization import OptimizerConfig, build_optimizer, bui
 from ganglion_cli import main
 
 from . import detection_data
+from .detection_data import scene
 from .runs import Crash, differences, read_last
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -117,42 +118,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path, capsys):
 
 
 # The metrics
-
-
-def scene(seed: int):
-    """Five images with objects, crowds and detections near them."""
-    rng = np.random.default_rng(seed)
-    outputs, targets = [], []
-    for key in range(5):
-        objects, boxes, masks, labels = [], [], [], []
-        for _ in range(int(rng.integers(1, 6))):
-            x, y = rng.integers(0, 60, 2).tolist()
-            w, h = rng.integers(6, 60, 2).tolist()
-            label = int(rng.integers(0, 3))
-            polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            crowd = int(rng.random() < 0.2)
-            shape = rle.encoded(polygon, 128, 128) if crowd else polygon
-            objects.append(
-                {"bbox": [x, y, w, h], "label": label, "iscrowd": crowd, "area": w * h, "segmentation": shape}
-            )
-            for _ in range(2):
-                dx, dy = rng.integers(-4, 5, 2).tolist()
-                left, top = max(0, x + dx), max(0, y + dy)
-                boxes.append([left, top, left + w, top + h])
-                mask = np.zeros((128, 128), bool)
-                mask[top : top + h, left : left + w] = True
-                masks.append(mask)
-                labels.append(label if rng.random() < 0.8 else 2 - label)
-        outputs.append(
-            {
-                "boxes": torch.tensor(boxes, dtype=torch.float64),
-                "scores": torch.from_numpy(rng.random(len(boxes))),
-                "labels": torch.tensor(labels),
-                "masks": torch.from_numpy(np.stack(masks)),
-            }
-        )
-        targets.append({"image_id": 10 - key, "size": (128, 128), "annotations": objects})
-    return outputs, targets
 
 
 def measured(outputs, targets, batch: int) -> CocoMetrics:

@@ -133,11 +133,37 @@ def published(rows: list[dict]) -> str:
     return table(["", "published, ms", "ours, ms", "speed", "memory, ours over published"], lines)
 
 
+def norms(rows: list[dict]) -> str:
+    """Norms of 128 images, float32 to float16, with and without the residual sum."""
+    columns = ("pytorch_ms", "norm_ms", "add_norm_ms", "backward_ms")
+    lines = [
+        [f"{row['channels']}, {row['pixels']}, {row['per']}", *(number(row[key]) for key in columns)]
+        for row in rows
+    ]
+    header = ["norm: channels, pixels, one for each", "PyTorch's and cast, ms", "`norm`, ms"]
+    return table([*header, "`add_norm`, ms", "its backward, ms"], lines)
+
+
+def kernels(rows: list[dict]) -> str:
+    """What the kernels of a step take by themselves."""
+    lines = [[NAMES[row["model"]], row["step"], number(row["kernels_ms"])] for row in rows]
+    return table(["kernels alone, batch 128", "", "ms"], lines)
+
+
+def plan(rows: list[dict]) -> str:
+    """The scan's forward pass, cut as before and as now."""
+    lines = [[str(row["stage"]), number(row["before_ms"]), number(row["ms"])] for row in rows]
+    return table(["scan forward, stage", "plan of before, ms", "plan of now, ms"], lines)
+
+
 SECTIONS = {
     "Networks": lambda rows: networks(rows) + "\n" + ratios(rows),
     "Networks, compiled": compiled,
     "One image, eager": one_image,
     "The operator": operator,
+    "Kernels of a step": kernels,
+    "Norms with their sums": norms,
+    "The scan's plan": plan,
     "Against the published CUDA networks": published,
 }
 
@@ -161,6 +187,8 @@ def run(found: dict) -> str:
             f"{passed} of {len(checked)} checks passed; largest relative error against float64: {errors}.\n"
         )
     parts += [render(found[title]) for title, render in SECTIONS.items() if title in found]
+    if "remarks" in found:
+        parts.append(found["remarks"] + "\n")
     return "\n".join(parts)
 
 

@@ -57,7 +57,16 @@ def test_fit_leaves_a_log_and_an_export(trained):
     assert config["ganglion"]["data_config"]["category_ids"] == list(detection_data.IDS)
 
 
-def test_a_killed_run_resumes_bit_for_bit(trained, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"trainer__precision": "bf16-mixed", "trainer__accumulate_grad_batches": 2, "data__batch_size": 1}],
+    ids=["plain", "amp, accumulated"],
+)
+def test_a_killed_run_resumes_bit_for_bit(options, trained, data, tmp_path, monkeypatch):
+    """With an average of the weights and drop path, in the middle of an epoch."""
+    if options:
+        trained = tmp_path / "whole"
+        assert fit.main(detection_data.arguments(data, trained, **options)) == 0
     steps, compute = [], Detection.loss
 
     def loss(self, batch):
@@ -66,7 +75,7 @@ def test_a_killed_run_resumes_bit_for_bit(trained, data, tmp_path, monkeypatch):
         steps.append(0)
         return compute(self, batch)
 
-    argv = detection_data.arguments(data, tmp_path / "run")
+    argv = detection_data.arguments(data, tmp_path / "run", **options)
     monkeypatch.setattr(Detection, "loss", loss)
     with pytest.raises(Crash):
         fit.main(argv)
@@ -249,6 +258,61 @@ def test_detr_scales_and_crops():
             assert abs(int(xs.min()) - x0) < 3 and abs(int(ys.max()) + 1 - y1) < 3
     assert max(sizes) <= 800
     assert len(sizes) > 4
+
+
+class Chosen:
+    """In place of `random`: the first choice, the largest number, and a record of what there was to choose from."""
+
+    def __init__(self, *coins: float):
+        self.coins, self.choices, self.ranges = list(coins), [], []
+
+    def random(self) -> float:
+        return self.coins.pop(0)
+
+    def choice(self, options):
+        self.choices.append(tuple(options))
+        return options[0]
+
+    def randint(self, low: int, high: int) -> int:
+        self.ranges.append((low, high))
+        return high
+
+
+@pytest.mark.parametrize("coin", [0.49, 0.51])
+def test_the_two_ways_of_the_3x_schedule(coin, monkeypatch):
+    """Published: one of 11 short sides; or, half of the time, 400, 500 or 600, a crop, then one of the 11."""
+    chosen = Chosen(0.99, coin)  # not flipped
+    monkeypatch.setattr(transforms, "random", chosen)
+    config = {"input_size": [3, 800, 1333], "mean": [0.5] * 3, "std": [0.5] * 3}
+    augment = transforms.Augment(config, transforms.DetectionAugmentation(scales="detr"))
+    pixels, _ = augment(torch.zeros(3, 375, 500, dtype=torch.uint8), {"size": (375, 500), "annotations": []})
+    sides = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    if coin < 0.5:
+        # 375 x 500 becomes 400 x 533; of that at most 600 is cut out, at the far end.
+        assert chosen.choices == [(400, 500, 600), sides]
+        assert chosen.ranges == [(384, 400), (384, 533), (0, 0), (0, 0)]
+    else:
+        assert (chosen.choices, chosen.ranges) == ([sides], [])
+    assert tuple(pixels.shape[1:]) == (480, 640)
+
+
+def test_what_a_crop_keeps():
+    """Boxes with something of them inside, cut and not made anew from their masks, which may be empty."""
+    polygon = [[0, 0, 10, 0, 10, 10, 0, 10]]
+    entries = [
+        {"bbox": box, "label": i, "iscrowd": 0, "segmentation": polygon}
+        for i, box in enumerate(([0, 0, 10, 10], [0, 0, 450, 10], [395, 0, 10, 10], [0, 100, 400, 10]))
+    ]
+    made = transforms.objects_of(
+        torch.zeros(3, 384, 800, dtype=torch.uint8), {"size": (384, 800), "annotations": entries}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "random", SimpleNamespace(randint=lambda low, high: min(high, 400)))
+        cut = transforms.cropped(made)  # 384 x 400, from column 400 on
+    assert tuple(cut["pixels"].shape[1:]) == (384, 400)
+    assert cut["labels"].tolist() == [1, 2]
+    assert cut["boxes"].tolist() == [[0, 0, 50, 10], [0, 0, 5, 10]]
+    assert cut["masks"].shape == (2, 384, 400) and not cut["masks"].any()
 
 
 def test_a_crop_has_sides_from_384_to_600():

@@ -1,4 +1,4 @@
-"""Train a small VMamba on handwritten digits: data, training, checkpoint, reloading and figures.
+"""Train a small VMamba on handwritten digits: data, training, checkpoint, reloading, figures, a page to explore.
 
     python examples/digits.py [--epochs 12] [--output outputs/digits]
 
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-import ganglion  # noqa: F401  registers its models with timm
+import ganglion
+from ganglion.explorer import make_page
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -138,6 +139,18 @@ def draw_predictions(probabilities: Tensor, data: TensorDataset, file: Path) -> 
     plt.close(figure)
 
 
+def explore(folder: Path, probabilities: Tensor, data: TensorDataset, file: Path, count: int = 6) -> Path:
+    """A page that shows how the saved network reads the surest digit of some kinds and the hardest digits."""
+    images, labels = data.tensors
+    truth = probabilities.gather(1, labels[:, None])[:, 0]
+    hardest = truth.argsort()[: count // 2]
+    surest = [int((truth * (labels == digit)).argmax()) for digit in (8, 3, 0)[: count - len(hardest)]]
+    chosen = [*surest, *hardest.tolist()]
+    arrays = [((images[i, 0] + 1) * 127.5).round().to(torch.uint8).numpy() for i in chosen]
+    names = [f"a {labels[i]}" if i in surest else f"a {labels[i]}, hard" for i in chosen]
+    return make_page(file, ganglion.load_model(folder), arrays, names=names)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=12)
@@ -162,12 +175,14 @@ def main() -> int:
     same = torch.equal(predict(reloaded, held_out), probabilities)
     draw_training(history, probabilities, held_out.tensors[1], args.output / "training.png")
     draw_predictions(probabilities, held_out, args.output / "predictions.png")
+    page = explore(args.output / "model", probabilities, held_out, args.output / "explore.html")
 
     reached = accuracy(probabilities, held_out)
     verdict = "predicts the same" if same else "DOES NOT PREDICT THE SAME"
     print(f"held-out accuracy {reached:.2%} (goal {GOAL:.0%}); the reloaded model {verdict}")
     for file in ("model/config.json", "model/model.safetensors", "training.png", "predictions.png"):
         print(f"  {(args.output / file).resolve()}")
+    print(f"see how it reads digits, in a browser:\n  {page.resolve()}")
     return 0 if same and reached >= GOAL else 1
 
 

@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="side, or height and width, of the images (the network's)",
     )
+    parser.add_argument(
+        "--no-fields", action="store_true", help="without receptive fields, which take most of the time"
+    )
     parser.add_argument("--untrained", action="store_true", help="weights as initialised from --seed")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of untrained weights (0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
@@ -68,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     model.network.to(pick_device(args))
     size = None if args.size is None else (args.size[0], args.size[-1])
     try:
-        make_page(args.output, model, args.images, size=size, overwrite=args.overwrite)
+        make_page(
+            args.output, model, args.images, size=size, fields=not args.no_fields, overwrite=args.overwrite
+        )
     except (ValueError, TypeError, OSError) as error:
         fail(args, error)
     print(f"{shown(args.output)} ({args.output.stat().st_size / 1e6:.1f} MB)")

@@ -58,6 +58,7 @@ function showFields(data) {
 }
 
 function startFields(data) {
+  byId("fields").hidden = data.images.every(({ fields }) => !fields.length);
   byId("squares").addEventListener("change", (event) => choose(data, { squares: event.target.checked ? "1" : "0" }));
   showFields(data);
   listen((changed) => (changed.has("image") || changed.has("squares")) && showFields(data));

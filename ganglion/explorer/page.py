@@ -65,19 +65,20 @@ def make_page(
     *,
     names: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
+    fields: bool = True,
     overwrite: bool = False,
 ) -> Path:
     """Write the page of a network looking at images to a file, and return its path. A page of ours that is there is
     replaced.
 
-    model, images, names, size: of `explore`. overwrite: whatever is there.
+    model, images, names, size, fields: of `explore`. overwrite: whatever is there.
 
     Raises FileExistsError where something else is there, before anything is computed; errors as of `explore`; OSError.
     """
     path = Path(file)
     if not is_page(path):
         refuse_existing(path, "page", overwrite=overwrite)
-    text = page_of(explore(model, images, names=names, size=size))
+    text = page_of(explore(model, images, names=names, size=size, fields=fields))
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path

@@ -148,8 +148,8 @@ function makeThumbs(data) {
   byId("thumbs").replaceChildren(
     ...data.layers.map((layer, i) => {
       const canvas = make("canvas", { role: "img", "aria-label": `Map of ${layerTitle(layer)}` });
-      const words = make("span", { text: `${layerTitle(layer)}: ${layer.height} x ${layer.width}` });
-      return make("button", { type: "button", onclick: () => choose(data, { layer: i }) }, canvas, words);
+      const words = [layerTitle(layer), `${layer.height} x ${layer.width}`].map((text) => make("span", { text }));
+      return make("button", { type: "button", onclick: () => choose(data, { layer: i }) }, canvas, ...words);
     })
   );
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,14 @@ def explore(
     *,
     names: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
-    progress: Callable[[str], None] = lambda said: None,
+    fields: bool = True,
 ) -> dict[str, Any]:
     """A network looking at images, as `page_of` makes a page of it.
 
     model: what `load_model` returned: a network with scans, for images of one or three channels.
     images: each as `ganglion.predict` takes it. names: what the page calls them; their files' names if None.
     size: height and width of the images, those of the network if None.
-    progress: called with a line of text before each image.
+    fields: with receptive fields, whose gradients take most of the time: three forward passes of four.
 
     Returns nothing but plain types; numbers are packed by `packing`. The maps are those of
     `ganglion.analysis.scan_map`, the receptive fields those of `effective_receptive_field`, at the centre of every
@@ -71,13 +71,12 @@ def explore(
     looked = []
     for i, image in enumerate(images):
         name = names[i] if names is not None else _name(image, i)
-        progress(f"{name} ({i + 1} of {len(images)})")
         try:
             x = transform(read(image, channels))[None]
         except BrokenImage as error:
             raise BrokenImage(f"{name}: {error}") from error
         with as_analysed(model.network, torch.float32):
-            scans, fields, logits = _look(model.network, backbone, x)
+            scans, seen, logits = _look(model.network, backbone, x, fields)
         compact = sum(_count(s) for s in scans.values()) > SMALL
         layers = layers or [_layer(name, of_layer, compact) for name, of_layer in scans.items()]
         looked.append(
@@ -86,14 +85,14 @@ def explore(
                 "picture": _picture(x[0], model),
                 "classes": _classes(model, logits),
                 "scans": [_given(s, compact) for s in scans.values()],
-                "fields": fields,
+                "fields": seen,
             }
         )
     stages: Any = backbone.stages
     return {
         "network": {
             "name": model.name,
-            "weights": shown(model.description),
+            "weights": _weights(model),
             "parameters": sum(p.numel() for p in model.network.parameters()),
             "size": [height, width],
         },
@@ -103,17 +102,23 @@ def explore(
     }
 
 
+def _weights(model: LoadedModel) -> str:
+    """Where the weights are from, without the folders above: the page may be shown to anybody."""
+    said, start, source = model.description.rpartition(" from ")
+    return shown(said + start + (os.path.basename(source.rstrip("/\\")) or source))
+
+
 def _name(image: ImageLike, i: int) -> str:
     return os.path.basename(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else f"image {i + 1}"
 
 
 def _look(
-    network: nn.Module, backbone: Backbone, x: Tensor
+    network: nn.Module, backbone: Backbone, x: Tensor, fields: bool
 ) -> tuple[dict[str, list[Scan]], list[dict[str, Any]], Tensor | None]:
-    """One pass over x (1, C, H, W): what the scans are given, each stage's receptive field, logits if there are any."""
+    """One pass over x (1, C, H, W): what the scans are given, the stages' receptive fields if asked for, logits if any."""
     place = next(network.parameters())
-    x = x.to(place.device).requires_grad_()
-    with torch.enable_grad(), recorded(network) as scans:
+    x = x.to(place.device).requires_grad_(fields)
+    with torch.set_grad_enabled(fields), recorded(network) as scans:
         maps = []
         y = backbone.pos_embed(backbone.stem(x))
         for stage in backbone.stages:
@@ -123,14 +128,11 @@ def _look(
         if network is backbone and backbone.num_classes:
             with torch.no_grad():
                 logits = backbone.forward_head(backbone.norm(y))[0].cpu()
-    return scans, [_field(x, features) for features in maps], logits
+    return scans, [_field(x, features) for features in maps if fields], logits
 
 
 def _field(x: Tensor, features: Tensor) -> dict[str, Any]:
-    """The receptive field of the centre of a map, as shades (map / max)^0.2 in 255 steps, and its squares.
-
-    Called from the first stage to the last, whose call gives the graph up.
-    """
+    """The receptive field of the centre of a map, as shades (map / max)^0.2 in 255 steps, and its squares."""
     height, width = features.shape[2:]
     seen = features[0, :, height // 2, width // 2].relu().sum()
     (gradient,) = torch.autograd.grad(seen, x, retain_graph=True)
@@ -233,7 +235,8 @@ def _classes(model: LoadedModel, logits: Tensor | None) -> list[dict[str, Any]]:
     if logits is None or not logits.isfinite().all():
         return []
     top = logits.float().softmax(0).topk(min(TOP, len(logits)))
-    names = model.readable_names()
+    known = model.class_names is not None
+    names = model.readable_names() if known else [f"class {i}" for i in range(len(logits))]
     return [
         {"name": shown(names[i]), "probability": p}
         for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)

@@ -28,28 +28,19 @@ function wrapped(context, text, width) {
   return lines;
 }
 
-// The pictures of a panel in rows: the large one first, then the small ones.
+// The pictures of a panel and the lines under each.
 function pictureCells(id) {
-  if (id === "reading") {
-    const small = [...byId("routes").querySelectorAll("canvas")];
-    const captions = [...byId("routes").querySelectorAll("figcaption")];
-    const numbers = [...byId("bar-numbers").children].map((n) => n.textContent).join("   ");
-    return [
-      { canvas: byId("whole"), width: 488, text: `${byId("whole-caption").textContent}; colours: ${numbers}` },
-      ...small.map((canvas, k) => ({ canvas, width: 236, text: captions[k].textContent })),
-    ];
-  }
-  const canvases = [...byId(id).querySelectorAll("figure canvas, .thumbs canvas, #photo")];
-  return canvases.map((canvas) => {
-    const owner = canvas.parentElement;
-    const squares = [...owner.querySelectorAll("tr")].map((row) => [...row.cells].map((c) => c.textContent).join(": "));
-    const caption = owner.matches(".says") ? barLines().join("; ") : (canvas.nextElementSibling?.textContent ?? "");
-    return { canvas, width: id === "classes" ? 320 : id === "layers" ? 160 : 236, text: [caption, ...squares].join("; ") };
-  });
+  const width = { classes: 320, layers: 160 }[id] ?? 236;
+  const canvases = [...byId(id).querySelectorAll("figure > canvas, .thumbs canvas, #photo")];
+  return canvases.map((canvas) => ({
+    canvas, width: canvas.id === "whole" ? 488 : width, texts: captionsOf(canvas.parentElement), bar: canvas.id === "whole",
+  }));
 }
 
-function barLines() {
-  return [...byId("bars").children].map((item) => item.textContent);
+function captionsOf(owner) {
+  if (owner.matches(".says")) return [...byId("bars").children].map((item) => item.textContent);
+  const rows = [...owner.querySelectorAll("tr")].map((row) => [...row.cells].map((cell) => cell.textContent).join(": "));
+  return [...[...owner.querySelectorAll("figcaption, button > span")].map((part) => part.textContent), ...rows];
 }
 
 // Where each cell goes; returns the height that they take.
@@ -57,7 +48,7 @@ function placeCells(context, cells, top) {
   let x = MARGIN, y = top, height = 0;
   for (const cell of cells) {
     if (x > MARGIN && x + cell.width > SHEET - MARGIN) [x, y, height] = [MARGIN, y + height + GAP, 0];
-    cell.lines = wrapped(context, cell.text, cell.width);
+    cell.lines = cell.texts.flatMap((text) => wrapped(context, text, cell.width));
     cell.height = (cell.width * cell.canvas.height) / cell.canvas.width;
     Object.assign(cell, { x, y });
     height = Math.max(height, cell.height + 18 * cell.lines.length + 8);
@@ -74,14 +65,31 @@ function placeReading(context, [large, ...small], top) {
     cell.x = MARGIN + 488 + GAP + (k % 2) * (236 + GAP);
     cell.y = top + Math.floor(k / 2) * (cell.height + 44);
   });
-  return Math.max(whole, ...small.map((cell) => cell.y - top + cell.height + 18 * cell.lines.length));
+  return Math.max(whole + 40, ...small.map((cell) => cell.y - top + cell.height + 18 * cell.lines.length));
 }
 
 function drawCells(context, cells) {
-  for (const { canvas, x, y, width, height, lines } of cells) {
+  for (const { canvas, x, y, width, height, lines, bar } of cells) {
     context.drawImage(canvas, x, y, width, height);
     lines.forEach((line, i) => context.fillText(line, x, y + height + 18 * (i + 1)));
+    if (bar) drawScale(context, x, y + height + 18 * lines.length + 8, width);
   }
+}
+
+// The colours of the large map and their numbers.
+function drawScale(context, x, y, width) {
+  const numbers = [...byId("bar-numbers").children].map((number) => number.textContent);
+  context.drawImage(byId("bar"), x, y, width, 12);
+  numbers.forEach((number, i) => {
+    const share = i / (numbers.length - 1);
+    context.fillText(number, x + share * (width - context.measureText(number).width), y + 28);
+  });
+}
+
+function meaningOf(id) {
+  const meaning = byId(id).querySelector(".meaning").cloneNode(true);
+  meaning.querySelector(".how")?.remove();
+  return meaning.textContent.trim();
 }
 
 // The drawing of the connections, in the colours that it has on the page.
@@ -89,7 +97,7 @@ function drawPlan(context, plan, top, scale) {
   context.save();
   context.translate((SHEET - plan.width * scale) / 2, top);
   context.scale(scale, scale);
-  const faint = (item) => (item.element.classList.contains("dim") ? 0.2 : 1);
+  const faint = (item) => (item.element.classList.contains("dim") ? 0.38 : 1);
   for (const line of plan.lines) {
     const style = getComputedStyle(line.element);
     context.globalAlpha = faint(line);
@@ -122,8 +130,7 @@ function panelSheet(data, plan, id) {
   const title = byId(`${id}-title`).textContent, name = data.images[state.image].name;
   const said = [`${data.network.name}, ${data.network.weights}, ${name}`, settings(data)[id]].filter(Boolean);
   const above = said.flatMap((line) => wrapped(context, line, SHEET - 2 * MARGIN));
-  const meaning = byId(id).querySelector(".meaning").textContent;
-  const below = wrapped(context, meaning.trim(), SHEET - 2 * MARGIN);
+  const below = wrapped(context, meaningOf(id), SHEET - 2 * MARGIN);
   const top = MARGIN + 34 + 19 * above.length + 10, cells = id === "connections" ? [] : pictureCells(id);
   const scale = Math.min(1.6, (SHEET - 2 * MARGIN) / plan.width);
   const height = id === "connections" ? plan.height * scale

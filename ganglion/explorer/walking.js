@@ -10,7 +10,7 @@ function memoryImage(walk, step, layer) {
   const colours = table(AMOUNT);
   for (let i = 0; i <= step; i++) {
     const pixel = walk.order[i], share = Math.sqrt(clamp(left[pixel] / walk.N, 0, 1));
-    setPixel(data, pixel, colours[Math.round(255 * share)], 70 + 185 * share);
+    setPixel(data, pixel, colours[Math.round(255 * share)], 45 + 200 * share);
   }
   return new ImageData(data, layer.width, layer.height);
 }

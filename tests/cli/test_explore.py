@@ -47,9 +47,11 @@ def test_a_page_of_two_images(files, tmp_path, capsys):
     assert data["network"]["size"] == [SIZE, SIZE] and len(data["layers"]) == 5
     assert not re.search(r"""<[^>]+ (src|href)=(?!"data:,"|"#)|url\(|@import""", page.read_text())
     assert is_page(page) and main(list(map(str, argv))) == 0  # a page of ours is replaced
-    other = [*argv[:4], "--size", 64, 96, "-o", page]
+    assert len(data["images"][1]["fields"]) == 4
+    other = [*argv[:4], "--size", 64, 96, "--no-fields", "-o", page]
     assert main(list(map(str, other))) == 0
     layer = data_of(page)["layers"][0]
+    assert data_of(page)["images"][0]["fields"] == []
     assert (layer["height"], layer["width"]) == (16, 24)
 
 

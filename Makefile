@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find ganglion -name '*.cpp' 
 export OMP_WAIT_POLICY ?= passive
 
 help:
-	@echo 'make demo    train a small VMamba on handwritten digits, save, reload, draw (a few minutes)'
+	@echo 'make demo    train a small VMamba on handwritten digits, save, reload, draw, make a page to explore (a few minutes)'
 	@echo 'make test    the test suite, preceded by the model tests of timm on our models'
 	@echo 'make lint    ruff: rules and format'
 	@echo 'make types   pyright'

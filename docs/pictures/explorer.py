@@ -29,7 +29,9 @@ def draw(page: Path, file: Path) -> None:
         tab = browser.new_page(viewport={"width": 1100, "height": 900}, device_scale_factor=1.5)
         tab.goto(page.resolve().as_uri() + STATE)
         tab.wait_for_selector("html[data-ready]")
-        shots = [Image.open(io.BytesIO(tab.locator(f"#{name}").screenshot())).convert("RGB") for name in PANELS]
+        shots = [
+            Image.open(io.BytesIO(tab.locator(f"#{name}").screenshot())).convert("RGB") for name in PANELS
+        ]
         browser.close()
     width = max(shot.width for shot in shots) + 2 * GAP
     sheet = Image.new("RGB", (width, sum(shot.height + GAP for shot in shots) + GAP), GROUND)

@@ -115,7 +115,7 @@ def _name(image: ImageLike, i: int) -> str:
 def _look(
     network: nn.Module, backbone: Backbone, x: Tensor, fields: bool
 ) -> tuple[dict[str, list[Scan]], list[dict[str, Any]], Tensor | None]:
-    """One pass over x (1, C, H, W): what the scans are given, the stages' receptive fields if asked for, logits if any."""
+    """One pass over x (1, C, H, W): what the scans are given, receptive fields if they are asked for, logits if any."""
     place = next(network.parameters())
     x = x.to(place.device).requires_grad_(fields)
     with torch.set_grad_enabled(fields), recorded(network) as scans:

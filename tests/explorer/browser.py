@@ -54,8 +54,9 @@ class Opened:
     def __exit__(self, kind: object, *rest: object) -> None:
         self.page.close()
         if kind is None:
-            assert self.errors == []
-            assert {url.partition("#")[0] for url in self.requests} <= {self.url}
+            asked = {url.partition("#")[0] for url in self.requests} - {self.url}
+            assert not self.errors, self.errors
+            assert not asked, asked
 
     def state(self) -> dict[str, Any]:
         return self.page.evaluate("ganglion.state()")

@@ -33,14 +33,17 @@ CLASSES = ["ant </script><script>throw 1</script>", "bee <img src=x onerror=thro
 
 #: How many colours a canvas shows.
 COLOURS = """canvas => {
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
   return new Set(new Uint32Array(data.buffer)).size;
 }"""
 
 #: How colourful the top and the bottom of a route's picture are; the photo under it is grey.
 GLOW = """k => {
-  const { width, height } = document.querySelectorAll("#walks canvas")[k];
-  const context = document.querySelectorAll("#walks canvas")[k].getContext("2d");
+  const canvas = document.querySelectorAll("#walks canvas")[k], { width, height } = canvas;
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  context.drawImage(canvas, 0, 0);
   return [4, height - 5].map((y) => {
     const { data } = context.getImageData(0, y, width, 1);
     return data.reduce((sum, value, i) => sum + (i % 4 === 0 ? Math.abs(value - data[i + 2]) : 0), 0);

@@ -82,3 +82,51 @@ def test_the_page_prints_what_the_results_say(runner, monkeypatch, capsys):
     assert len(lines) > 6
     for line in lines:
         assert line in page
+
+
+@pytest.fixture
+def detection(monkeypatch, tmp_path):
+    """experiments/dense/detection.py as a module that keeps its results elsewhere."""
+    folder = FOLDER.parent / "dense"
+    spec = importlib.util.spec_from_file_location("dense_detection", folder / "detection.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "detection.csv")
+    return module
+
+
+def test_detectors_that_are_compared_have_equal_sizes(detection):
+    counts = [detection.describe(("twenty", row, 0), "cpu")["params"] for row in detection.ROWS]
+    assert max(counts) == pytest.approx(min(counts), rel=0.01)
+
+
+def test_detection_runs_are_skipped_once_done(detection, monkeypatch):
+    parser = {
+        "tables": ["twenty", "scratch"],
+        "seeds": 2,
+        "rows": [r.name for r in detection.ROWS],
+        "jobs": 1,
+    }
+    args, done = argparse.Namespace(**parser, epochs=None), []
+    runs = detection.runs_of(args)
+    assert len(runs) == 4 + 2 * 4
+
+    def fit(run, args):
+        done.append(run)
+        table, row, seed = run
+        return dict.fromkeys(detection.COLUMNS, 1) | {"table": table, "row": row.name, "seed": seed}
+
+    monkeypatch.setattr(detection, "fit", fit)
+    assert detection.run_all(runs, args) and detection.run_all(runs, args)
+    assert done == runs
+
+
+def test_the_page_on_detection_prints_what_the_results_say(detection, monkeypatch, capsys):
+    folder = FOLDER.parent / "dense"
+    monkeypatch.setattr(detection, "RESULTS", folder / "detection.csv")
+    detection.print_tables()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(lines) >= 3
+    assert all(line in (folder / "README.md").read_text() for line in lines)

@@ -40,7 +40,8 @@ def new_figure(width: float, height: float, caption: str) -> Figure:
     lines = textwrap.wrap(caption, round(width * 17.5))
     below = 0.125 * len(lines) + 0.1
     figure = Figure(figsize=(width, height + below), dpi=150, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, below / (height + below), 1, height / (height + below)))  # pyright: ignore
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, below / (height + below), 1, height / (height + below)))
     figure.text(
         0.08 / width,
         0.06 / (height + below),

@@ -7,6 +7,8 @@ The extension's arguments differ between its releases: after those that all have
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ def causal_conv1d_fn(
     """`ganglion.ops.causal_conv1d`. Releases before 1.2 took the activation as the fourth argument: so does this."""
     if isinstance(seq_idx, str):
         seq_idx, activation = None, seq_idx
+    not_served: Any = {"seq_idx": seq_idx, "final_states_out": final_states_out}  # refused there, by name
     return causal_conv1d(
         x,
         weight,
@@ -33,8 +36,7 @@ def causal_conv1d_fn(
         activation,
         initial_states=initial_states,
         return_final_states=return_final_states,
-        seq_idx=seq_idx,  # pyright: ignore[reportArgumentType]  refused there, by name
-        final_states_out=final_states_out,  # pyright: ignore[reportArgumentType]  likewise
+        **not_served,
     )
 
 
@@ -70,16 +72,17 @@ def extension_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *others: Tenso
     """`causal_conv1d_fwd` of the extension: (B, D, L). others: see this module's docstring. `final_states_out`, where
     it is given, is written."""
     silu = _silu("causal_conv1d_fwd", others, (1, 2, 4))
-    seq_idx, initial_states, final_states_out = (*others[:-1], None, None, None)[:3]
+    found: tuple[Any, ...] = (*others[:-1], None, None, None)
+    seq_idx, initial_states, final_states_out = found[:3]
     activation = "silu" if silu else None
     y, final = causal_conv1d(
         x,
         weight,
         bias,
         activation,
-        initial_states=initial_states,  # pyright: ignore[reportArgumentType]  a tensor or None
+        initial_states=initial_states,
         return_final_states=True,
-        seq_idx=seq_idx,  # pyright: ignore[reportArgumentType]  refused there, by name
+        seq_idx=seq_idx,  # refused there, by name
     )
     if isinstance(final_states_out, Tensor):
         final_states_out.copy_(final)
@@ -95,7 +98,9 @@ def extension_bwd(
     return_dinitial_states, silu` (since 1.2). dx, where it is given, is written.
     """
     silu = _silu("causal_conv1d_bwd", others, (2, 3, 6))
-    seq_idx = initial_states = dfinal_states = None
+    seq_idx: Any = None
+    dx: Any = None
+    initial_states = dfinal_states = None
     if len(others) == 6:
         seq_idx, initial_states, dfinal_states, dx = others[:4]
     else:
@@ -115,7 +120,7 @@ def extension_bwd(
             "silu" if silu else None,
             initial_states=initial_leaf,
             return_final_states=True,
-            seq_idx=seq_idx,  # pyright: ignore[reportArgumentType]  refused there, by name
+            seq_idx=seq_idx,  # refused there, by name
         )
         outputs, grads = [y], [dout.to(y.dtype)]
         if isinstance(dfinal_states, Tensor):
@@ -123,7 +128,8 @@ def extension_bwd(
         found = iter(torch.autograd.grad(outputs, [t for t in leaves if t is not None], grads))
     dx_found, dweight, dbias, dinitial = (None if t is None else next(found) for t in leaves)
     if isinstance(dx, Tensor):
-        dx_found = dx.copy_(dx_found)  # pyright: ignore[reportArgumentType]  x is a tensor
+        assert dx_found is not None
+        dx_found = dx.copy_(dx_found)
     return [dx_found, dweight, dbias, dinitial] if len(others) == 6 else [dx_found, dweight, dbias]
 
 

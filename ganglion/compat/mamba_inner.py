@@ -117,7 +117,9 @@ def _convolved(xz: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor | None) ->
     """x after its convolution, and the gate z."""
     x, z = xz.chunk(2, dim=1)
     weight = conv1d_weight.squeeze(1) if conv1d_weight.ndim == 3 else conv1d_weight
-    return causal_conv1d(x, weight, conv1d_bias, "silu"), z  # pyright: ignore[reportReturnType]  no final states
+    x = causal_conv1d(x, weight, conv1d_bias, "silu")
+    assert isinstance(x, Tensor)  # without final states
+    return x, z
 
 
 def _projections(

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ganglion.compat.mamba_ssm import install
 
@@ -27,7 +28,8 @@ def run_program(name: str, program: str, is_module: bool) -> ModuleType:
         spec = find_spec(program)
         if spec is not None and spec.submodule_search_locations is not None:
             spec = find_spec(f"{program}.__main__")
-        code = spec.loader.get_code(spec.name) if spec is not None else None  # pyright: ignore
+        loader: Any = None if spec is None else spec.loader
+        code = None if spec is None else loader.get_code(spec.name)
         if spec is None or code is None:
             raise ImportError(f"no module named {program} that can be run")
         main.__file__, main.__package__ = spec.origin, spec.parent

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import shown, unknown
 from .coco_masks import checked_mask, wrong_counts
 from .decode import BrokenImage, Raw, open_regular, read_image, reason
@@ -77,7 +79,7 @@ class CocoSource(IndexedSource):
             )
 
     @property
-    def note(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def note(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  computed here
         return ", ".join(f"{count} {what}" for what, count in self._left_out.items())
 
     def _images(self, entries: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
@@ -181,7 +183,7 @@ class CocoSource(IndexedSource):
         except OSError as error:
             raise BrokenImage(reason(error)) from error
         image = read_image(file, self.channels)
-        found = (image.height, image.width) if not hasattr(image, "ndim") else tuple(image.shape[-2:])  # pyright: ignore
+        found = tuple(image.shape[-2:]) if isinstance(image, Tensor) else (image.height, image.width)
         if tuple(found) != item["size"]:
             raise BrokenImage(
                 f"it is {found[1]} x {found[0]} pixels, and {item['size'][1]} x {item['size'][0]} in {self.path.name}"

@@ -31,7 +31,8 @@ class Classifier(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.conv_seg.weight, std=0.01)
-        nn.init.zeros_(self.conv_seg.bias)  # pyright: ignore[reportArgumentType]
+        assert self.conv_seg.bias is not None
+        nn.init.zeros_(self.conv_seg.bias)
 
 
 class Neck(nn.Module):

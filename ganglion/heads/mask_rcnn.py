@@ -112,16 +112,18 @@ class MaskRCNN(nn.Module):
 
     def _initialise(self) -> None:
         for module in (*self.box_head.children(), *self.box_predictor.children(), *self.mask_head.modules()):
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         for module in self.box_head.children():
-            nn.init.xavier_uniform_(module.weight)  # pyright: ignore[reportArgumentType]
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
         nn.init.normal_(self.box_predictor.cls_score.weight, std=0.01)
         nn.init.normal_(self.box_predictor.bbox_pred.weight, std=0.001)
         for module in (*self.mask_head.modules(), *self.mask_predictor.children()):
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     # What is dense: a graph of fixed shape, which can be exported.
 
@@ -132,7 +134,7 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.rpn_head(maps)
         return maps, logits, deltas
 
-    def compile(self, **options: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def compile(self, **options: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  options by name only
         """torch.compile what is dense; the rest has shapes that depend on what is in the image."""
         self.backbone.compile(**options)
         self.neck.compile(**options)

@@ -41,12 +41,12 @@ def create_pyramid(
     return Pyramid(_features(name, given))
 
 
-def _features(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _features(name: str, arguments: dict[str, Any]) -> Any:
     try:
-        network = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
+        network: Any = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
     except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
         raise ValueError(f"{name} has no maps at strides {STRIDES}: {error}") from error
-    found = tuple(network.feature_info.reduction())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    found = tuple(network.feature_info.reduction())
     if found != STRIDES:
         raise ValueError(f"{name} has maps at strides {found}: expected {STRIDES}")
     return network
@@ -61,7 +61,8 @@ class Pyramid(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.channels: list[int] = network.feature_info.channels()  # pyright: ignore
+        feature_info: Any = network.feature_info
+        self.channels: list[int] = feature_info.channels()
         self._channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
         self._own = any(isinstance(module, Backbone) for module in network.modules())
 

@@ -162,8 +162,7 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode != "zeros":
             return self._conv_forward(x, self.weight, self.bias)
-        # The padding is numbers, and torch's class may hold words.
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # pyright: ignore[reportArgumentType]
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # pyright: ignore[reportArgumentType]  numbers, where torch allows words
 
 
 class ResidualDWConv(DepthwiseConv2d):
@@ -175,8 +174,7 @@ class ResidualDWConv(DepthwiseConv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode != "zeros":
             return x + self._conv_forward(x, self.weight, self.bias)
-        # The padding is numbers, and torch's class may hold words.
-        return residual_conv2d(x, self.weight, self.bias, self.padding, self.dilation)  # pyright: ignore[reportArgumentType]
+        return residual_conv2d(x, self.weight, self.bias, self.padding, self.dilation)  # pyright: ignore[reportArgumentType]  likewise
 
 
 @torch.fx.wrap

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import check_request, choose
-from .operator import is_bare, untransformed
+from .operator import is_bare, untransformed, wants_grad
 from .torch import add_norm as plain
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -107,28 +107,38 @@ def norm_map(
     all of it. None where `uses_kernel` says so.
     """
     rows = (scale, shift, weight, bias)
-    if not uses_kernel(x, add, *rows):
+    given = [t for t in (x, add, *rows) if t is not None]
+    bare = is_bare(*given)
+    if not bare and not uses_kernel(*given):
         return None
     if x.shape != (x if add is None else add).shape or any(
         t is not None and (t.ndim != 1 or t.shape[0] != x.shape[1] or t.device != x.device) for t in rows
     ):  # an error that names what is wrong
         _check(_as_tokens(x), _as_tokens(add), *rows)
-    return _compute((x, add, *rows), per_image, eps, dtype, "auto")
+    return _compute((x, add, *rows), given, bare, per_image, eps, dtype, "auto")
 
 
 def _compute(
-    tensors: tuple[Any, ...], per_image: bool, eps: float, dtype: torch.dtype, backend: str
+    tensors: tuple[Any, ...],
+    given: list[Tensor],
+    bare: bool,
+    per_image: bool,
+    eps: float,
+    dtype: torch.dtype,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """What is normalised by the operator, and what that was: tokens, or maps in channels-last memory."""
+    """What is normalised by the operator, and what that was: tokens, or maps in channels-last memory.
+
+    given: those of `tensors` that are not None. bare: see `is_bare`.
+    """
     x: Tensor = tensors[0]
     add: Tensor | None = tensors[1]
-    given = [t for t in tensors if t is not None]
     args: tuple[Any, ...] = (*tensors, per_image, eps, dtype, backend)
-    if is_bare(*given):
-        y, total, _ = _forward(*args)
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in given):
+    if wants_grad(*given):
         function: Any = _AddNorm
-        y, total = function.apply(*args)
+        y, total = function.apply(*args, bare)
+    elif bare:
+        y, total, _ = _forward(*args)
     else:
         y, total, _ = torch.ops.ganglion.add_norm(*args)
     return y, x if add is None else total
@@ -157,7 +167,7 @@ def _run(
     if not ((forced and untransformed(*given)) or uses_kernel(*given)):
         total = plain.sum_of(x, add, scale, shift, total_dtype)
         return _torch_norm(total, weight, bias, per_image, eps).to(dtype), total
-    return _compute(tensors, per_image, eps, dtype, backend)
+    return _compute(tensors, given, is_bare(*given), per_image, eps, dtype, backend)
 
 
 def _torch_norm(
@@ -191,9 +201,9 @@ class _AddNorm(torch.autograd.Function):
     """The operator and its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x, add, scale, shift, weight, bias, per_image, eps, dtype, backend):
+    def forward(ctx: Any, x, add, scale, shift, weight, bias, per_image, eps, dtype, backend, bare):
+        run = _forward if bare else torch.ops.ganglion.add_norm
         tensors = (x, add, scale, shift, weight, bias)
-        run = _forward if is_bare(*[t for t in tensors if t is not None]) else torch.ops.ganglion.add_norm
         y, total, statistics = run(*tensors, per_image, eps, dtype, backend)
         kept = x if add is None else total
         ctx.save_for_backward(kept, x if scale is not None else None, scale, weight, statistics)
@@ -203,9 +213,8 @@ class _AddNorm(torch.autograd.Function):
         ctx.rest = per_image, eps, backend
         return y, total
 
-    # torch declares any number of gradients.
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]  of two results
         total, x, scale, weight, statistics = ctx.saved_tensors
         per_image, eps, backend = ctx.rest
         has_add = ctx.dtypes[1] is not None
@@ -214,11 +223,11 @@ class _AddNorm(torch.autograd.Function):
         args: tuple[Any, ...] = (grad_y, grad_total, total, x, scale, weight, statistics, per_image)
         args += ctx.dtypes
         maps = [t for t in (grad_y, grad_total, total, x) if t is not None]
-        if torch.is_grad_enabled() or not untransformed(*maps):
+        if not torch.is_grad_enabled() and is_bare(*maps):
+            grad_x, grad_add, sums = _backward(*args, backend=backend)
+        elif torch.is_grad_enabled() or not untransformed(*maps):
             # To be differentiated once more, or for several gradients at once.
             grad_x, grad_add, sums = _plain_backward(*args, eps=eps)
-        elif is_bare(*maps):
-            grad_x, grad_add, sums = _backward(*args, backend=backend)
         else:
             grad_x, grad_add, sums = torch.ops.ganglion.add_norm_backward(*args, backend)
         if grad_add is None or grad_add.numel() != total.numel():
@@ -234,10 +243,7 @@ class _AddNorm(torch.autograd.Function):
             rows[3],
             rows[0],
             rows[1],
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 

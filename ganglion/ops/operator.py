@@ -42,25 +42,33 @@ _GPUS = ("cuda", "xpu")
 def untransformed(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors computes, or only infers shapes: nothing records it to run it later
     (`torch.compile`, export, FX, TorchScript), or transforms it (`torch.func`, forward mode, tensor subclasses)."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and all(type(t) in _PLAIN and not is_legacy_batchedtensor(t) for t in tensors)
-    )
+    if _recorded_or_transformed():
+        return False
+    return all(type(t) in _PLAIN and not is_legacy_batchedtensor(t) for t in tensors)
 
 
 def is_bare(*tensors: Tensor) -> bool:
-    """Whether kernels may be called on these directly: they have memory on a GPU, no gradient is wanted, and no mode of
-    PyTorch's watches. CPU tensors take the dispatcher's way, as what they cost there is little beside the kernels."""
+    """Whether kernels may be called on these directly: they have memory on a GPU, and nothing of PyTorch's watches but
+    autograd. CPU tensors take the dispatcher's way, as what they cost there is little beside the kernels."""
+    if _recorded_or_transformed() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    for t in tensors:
+        if type(t) not in _BARE or is_legacy_batchedtensor(t):
+            return False
+    return tensors[0].device.type in _GPUS
+
+
+def wants_grad(*tensors: Tensor) -> bool:
+    """Whether autograd would record an operation on these."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _recorded_or_transformed() -> bool:
     return (
-        not torch.compiler.is_compiling()
-        and all(type(t) in _BARE for t in tensors)
-        and tensors[0].device.type in _GPUS
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        and torch._C._len_torch_dispatch_stack() == 0
-        and untransformed(*tensors)
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )
 
 

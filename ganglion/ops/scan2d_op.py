@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import choose
-from .operator import define, is_bare, without_autocast
+from .operator import define, is_bare, wants_grad, without_autocast
 from .routes import CHUNK, Route
 from .torch import scan2d as plain
 from .triton import scan2d as triton_scan
@@ -93,7 +93,8 @@ def scan_tokens(
     """
     size = [height, width]
     parameters = (dt_weight, dt_bias, A_log, D)
-    if is_bare(x, proj, *parameters) and x.numel() > 0:
+    tensors = (x, proj, *parameters)
+    if is_bare(*tensors) and not wants_grad(*tensors) and x.numel() > 0:
         _check_once(*map(_meta, (x, proj, *parameters)), tuple(routes), tuple(size))
         module = choose("scan2d", x, backend, d_state=A_log.shape[2], dt_rank=dt_weight.shape[2])
         if module is triton_scan:
@@ -251,7 +252,8 @@ def _gradient(grads, args, records):
     tensors, rest = args[:6], args[6:]
     args = (grads[0], *tensors, *records)
     # No dispatcher and no second autograd.Function where nothing but kernels is wanted.
-    run = _direct_backward if is_bare(*[t for t in args if t is not None]) else _op_backward
+    given = [t for t in args if t is not None]
+    run = _direct_backward if is_bare(*given) and not wants_grad(*given) else _op_backward
     *found, grad_D = run(*args, *rest)
     return (*found, None if tensors[-1] is None else grad_D)
 

@@ -21,7 +21,8 @@ torch.fx.wrap("to_tokens")
 class ChannelAttention(nn.Module):
     """Attention between channels, in groups: every channel of z is a mixture of the channels of v in its group.
 
-    q, k: (B, C, h, w). v: (B, C, H, W). Returns the groups of z in order, each (B, C / groups, H, W).
+    q, k: (B, C, h, w). v: (B, C, H, W). Returns z in parts, in order: its groups, each (B, C / groups, H, W), or all of
+    it on a GPU.
     learned_scale: the scores are multiplied by a parameter instead of 1 / sqrt(h * w), as in the published detection
         networks, whose input size varies.
     """
@@ -47,6 +48,8 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, groups: int, scale: Tenso
         q_BLC = q_BLC * q_BLC.shape[1] ** -0.5
     else:
         q_BLC = q_BLC * scale.to(q.dtype)
+    if v.is_cuda:
+        return [to_map(_all_groups(q_BLC, to_tokens(k), to_tokens(v), groups), v)]
     queries = q_BLC.chunk(groups, 2)
     keys = to_tokens(k).chunk(groups, 2)
     values = to_tokens(v).chunk(groups, 2)
@@ -56,6 +59,20 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, groups: int, scale: Tenso
         scores = torch.bmm(keys[g].mT, queries[g])  # (B, key, query)
         z.append(to_map(torch.bmm(values[g], scores.softmax(1)), v))
     return z
+
+
+def _all_groups(q: Tensor, k: Tensor, v: Tensor, groups: int) -> Tensor:
+    """`channel_attention` of tokens, all groups in one product with zeros between groups.
+
+    A GPU multiplies by zeros in less time than it takes to launch a product for each group, and a compiler has a
+    quarter of the graph. Batches of groups would have to be copied first.
+    """
+    scores = torch.bmm(k.mT, q)  # (B, key, query), of which groups on the diagonal are used
+    size = scores.shape[1] // groups
+    scores = scores.unflatten(1, [groups, size]).unflatten(3, [groups, size]).diagonal(0, 1, 3)
+    mixing = scores.softmax(1).to(v.dtype)  # (B, key, query, group)
+    mixing = torch.diag_embed(mixing, 0, 1, 3).flatten(3, 4).flatten(1, 2)
+    return torch.bmm(v, mixing)
 
 
 class DMCA(nn.Module):

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ganglion.layers.dmca import DMCA, ChannelAttention, Fusion
+from ganglion.layers.basic import to_map, to_tokens
+from ganglion.layers.dmca import DMCA, ChannelAttention, Fusion, _all_groups
 
 
 @pytest.mark.parametrize(("skip", "out_channels"), [(True, 16), (True, 17), (False, 16), (False, 17)])
@@ -43,3 +44,14 @@ def test_channel_attention_is_its_formula(learned_scale):
     weights = F.softmax(scale * q_ @ k_.mT, -1)  # (B, groups, query, key)
     expected = (weights @ v_).flatten(1, 2).unflatten(2, (5, 4))
     torch.testing.assert_close(torch.cat(attention(q, k, v), 1), expected)
+    in_one = _all_groups(to_tokens(q) * scale, to_tokens(k), to_tokens(v), 2)  # what a GPU does
+    torch.testing.assert_close(to_map(in_one, v), expected)
+
+
+def test_all_groups_in_one_product_have_the_gradients_of_each():
+    q, k = torch.randn(2, 2, 6, 8, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(2, 20, 8, dtype=torch.float64, requires_grad=True)
+    y = torch.cat(ChannelAttention(4)(*(t.mT.unflatten(2, (2, -1)) for t in (q, k, v))), 1)
+    expected = torch.autograd.grad(y.square().sum(), (q, k, v))
+    found = torch.autograd.grad(_all_groups(q * 6**-0.5, k, v, 4).square().sum(), (q, k, v))
+    torch.testing.assert_close(found, expected)

@@ -174,6 +174,7 @@ def count_on_a_gpu(name: str) -> tuple[int, list]:
         "unfold",
         "as_strided",
         "new_empty",
+        "diagonal",
     }
     counted, copies = [], []
 
@@ -207,7 +208,7 @@ def count_on_a_gpu(name: str) -> tuple[int, list]:
 
 
 @pytest.mark.parametrize(
-    "name, most", [("vmamba_tiny_s1l8", 330), ("sparx_mamba_tiny", 815), ("sparx_swin_tiny", 910)]
+    "name, most", [("vmamba_tiny_s1l8", 330), ("sparx_mamba_tiny", 738), ("sparx_swin_tiny", 832)]
 )
 def test_kernels_of_a_forward_on_a_gpu(name, most):
     """No copy changes a layout, and there are no more kernels than now. ConvNeXt-T has 313."""

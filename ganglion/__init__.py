@@ -7,6 +7,7 @@ import timm
 from timm import create_model
 
 from .analysis.connections_plot import plot_connections
+from .heads import create_detector, create_segmentor
 from .models import (
     CheckpointError,
     LoadReport,
@@ -36,7 +37,9 @@ __all__ = [
     "VMamba",
     "VMambaConfig",
     "backends",
+    "create_detector",
     "create_model",
+    "create_segmentor",
     "list_models",
     "load_checkpoint",
     "load_model",

@@ -21,7 +21,7 @@ from .models import (
 )
 from .models.registry import is_own
 from .ops import Route, backends, scan2d, selective_scan
-from .tasks.loading import LoadedModel, load_model
+from .tasks.loaded_model import LoadedModel, load_model
 from .tasks.prediction import predict
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ganglion.data import ImageSource
     from ganglion.tasks.classification.metrics import Answers
     from ganglion.tasks.evaluation import Result
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
 
 #: Lines of the worst classes, and of the most confused pairs.
 _LINES = 5

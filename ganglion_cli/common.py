@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch
 
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
     from ganglion.training.metrics import Metrics
 
 
@@ -211,7 +211,7 @@ class ProgressLine:
 
 def load(args: argparse.Namespace) -> LoadedModel:
     """The network that --checkpoint and --model name. Exits with status 1 where it cannot be loaded."""
-    from ganglion.tasks.loading import load_model
+    from ganglion.tasks.loaded_model import load_model
 
     try:
         return load_model(args.checkpoint or args.model, model=args.model, task=args.task)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from ganglion.data import ImageSource
     from ganglion.tasks.evaluation import Result
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
     from ganglion.training.metrics import Metric
 
 #: Options that only some tasks serve, and what a file that they name has to end in, if there is one.

@@ -50,7 +50,7 @@ def open_network(args: argparse.Namespace, source: str, untrained: bool) -> Draw
     from timm.data import resolve_model_data_config
 
     from ganglion.errors import shown, unknown
-    from ganglion.tasks.loading import load_model
+    from ganglion.tasks.loaded_model import load_model
 
     name, equals, file = source.partition("=")
     named = bool(equals) and not os.path.lexists(source)

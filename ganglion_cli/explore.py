@@ -11,7 +11,7 @@ from .common import check_writable, fail, natural, pick_device, pixels
 from .options import say_loading
 
 if TYPE_CHECKING:
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
 
 _EXAMPLES = """\
 examples:
@@ -97,7 +97,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> LoadedModel:
     """The network of MODEL. Exits with status 1 where it cannot be loaded."""
-    from ganglion.tasks.loading import load_model
+    from ganglion.tasks.loaded_model import load_model
 
     name, equals, file = args.model.partition("=")
     named = bool(equals) and not os.path.lexists(args.model)
@@ -118,7 +118,7 @@ def _untrained(args: argparse.Namespace) -> LoadedModel:
 
     from ganglion.errors import unknown
     from ganglion.tasks import DEFAULT, find_task
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
 
     if not timm.is_model(args.model):
         raise ValueError(f"--untrained: {unknown('model', args.model, timm.list_models())}")

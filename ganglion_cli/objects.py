@@ -14,7 +14,7 @@ from .common import print_table, write_csv
 if TYPE_CHECKING:
     from ganglion.data import ImageSource
     from ganglion.tasks.evaluation import Result
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
 
 #: Lines of the worst classes, and of the images with the most missed objects; images that --worst writes.
 _LINES, _IMAGES = 5, 20

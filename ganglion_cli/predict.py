@@ -25,7 +25,7 @@ from .common import (
 from .options import say_loading
 
 if TYPE_CHECKING:
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
 
 #: What stands for standard input.
 _STDIN = "-"

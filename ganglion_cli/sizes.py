@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ganglion.analysis.resolution import SizeResult
     from ganglion.data import ImageSource
     from ganglion.tasks.evaluation import Result
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
 
 #: Of columns of the table over sizes; the others are as wide as their titles, and at least 8.
 _WIDTHS = {"size": 6, "FLOPs G": 9}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from ganglion.data import Broken, ImageSource
     from ganglion.tasks.evaluation import Labelled, Result
-    from ganglion.tasks.loading import LoadedModel
+    from ganglion.tasks.loaded_model import LoadedModel
     from ganglion.training.metrics import Metric
 
 #: What fields of a recipe are called here.

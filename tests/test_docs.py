@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import ganglion
-from ganglion.models.official import to_official
+from ganglion.models.weight_names import to_official
 from tests.cli.networks import NAMES, export, picture
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import refuse_existing, replacing
-from ..tasks.loading import LoadedModel
+from ..tasks.loaded_model import LoadedModel
 from ..tasks.prediction import ImageLike
 from .record import explore
 

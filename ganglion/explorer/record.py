@@ -19,7 +19,7 @@ from ..data import BrokenImage, eval_transform
 from ..data.transforms import per_channel
 from ..errors import shown
 from ..models import Backbone
-from ..tasks.loading import LoadedModel
+from ..tasks.loaded_model import LoadedModel
 from ..tasks.prediction import ImageLike, read
 from . import packing
 

@@ -8,11 +8,11 @@ from .create import (
     create_segmentor,
 )
 from .mask_rcnn import MaskRCNN, MaskRCNNConfig
-from .official import to_official
 from .pyramid import STRIDES, Pyramid, create_pyramid
 from .segmentor import IGNORED, Segmentor, at_size, multi_scale, slide
 from .semantic_fpn import SemanticFPNConfig
 from .upernet import UperNetConfig
+from .weight_names import to_official
 
 __all__ = [
     "DETECTORS",

@@ -21,9 +21,9 @@ from ..data import Ragged
 from . import boxes as B
 from . import masks as M
 from .layers import Neck
-from .official import DETECTOR, undecayed
 from .pyramid import STRIDES, Pyramid
 from .targets import check_targets
+from .weight_names import DETECTOR, undecayed
 
 _RPN_STDS = (1.0, 1.0, 1.0, 1.0)
 _BOX_STDS = (0.1, 0.1, 0.2, 0.2)

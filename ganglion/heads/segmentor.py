@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import Neck
-from .official import SEGMENTOR
 from .pyramid import Pyramid
 from .semantic_fpn import SemanticFPNHead
 from .upernet import AuxiliaryHead, UperNetHead
+from .weight_names import SEGMENTOR
 
 #: The label of pixels that count nowhere.
 IGNORED = 255

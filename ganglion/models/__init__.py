@@ -2,11 +2,12 @@
 
 from . import sparx_studies as sparx_studies
 from .backbone import Backbone, Stage
-from .checkpoint import LoadReport, checkpoint_filter_fn, load_checkpoint
 from .connections import Plan
 from .sparx import SparX, SparXConfig
 from .vmamba import VMamba, VMambaConfig
 from .weight_files import CheckpointError, read_weights
+from .weight_loading import LoadReport, checkpoint_filter_fn, load_checkpoint
+from .weight_names import to_ganglion, to_official
 
 __all__ = [
     "Backbone",
@@ -21,4 +22,6 @@ __all__ = [
     "checkpoint_filter_fn",
     "load_checkpoint",
     "read_weights",
+    "to_ganglion",
+    "to_official",
 ]

@@ -23,7 +23,7 @@ from ..config import check_choice
 from ..layers.basic import PatchMerging
 from ..layers.emulation import Float32Products, emulated
 from .connections import STAGE_INPUT, Plan
-from .official import current_name
+from .weight_names import current_name
 
 #: torch.jit.ignore as a bare decorator, which its types do not know: TorchScript leaves the method out.
 no_script: Any = torch.jit.ignore

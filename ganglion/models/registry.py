@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import override
 from ..errors import unknown
 from .backbone import Backbone, no_script
-from .checkpoint import checkpoint_filter_fn
+from .weight_loading import checkpoint_filter_fn
 
 Network = TypeVar("Network", bound=Backbone)
 

@@ -23,7 +23,7 @@ import torch
 from ..files import find_damage
 
 if TYPE_CHECKING:
-    from .checkpoint import LoadReport
+    from .weight_loading import LoadReport
 
 #: Classes that training files hold beside the weights. They are read as empty placeholders and dropped.
 _BYSTANDERS = (

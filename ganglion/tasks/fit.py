@@ -35,13 +35,13 @@ from ..errors import unknown
 from ..models import CheckpointError
 from ..recipes import OPTIONS, chain, with_bases
 from ..training.averaging import EMA
-from ..training.checkpoints import AtomicCheckpointIO
 from ..training.data import TaskData
 from ..training.errors import TrainingError
 from ..training.guard import Guard
 from ..training.messages import in_options, parser_error, profile_last, quiet_libraries
 from ..training.optimization import OptimizerConfig, ScheduleConfig
 from ..training.progress import Progress
+from ..training.run_checkpoints import AtomicCheckpointIO
 from ..training.run_folder import RunFolder
 from ..training.saving import Checkpoints, Interrupted
 from ..training.summary import next_steps

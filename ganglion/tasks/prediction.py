@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data import BrokenImage, open_image
 from ..data.decode import MODES, Raw, read_image
 from .evaluation import compute
-from .loading import LoadedModel
+from .loaded_model import LoadedModel
 
 #: What one image may be: a file, its bytes, an open binary file, what Pillow has opened, or uint8 values.
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Tensor

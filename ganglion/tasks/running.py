@@ -18,16 +18,16 @@ from ..data import DataError
 from ..errors import unknown
 from ..models import CheckpointError
 from ..recipes import renamed
-from ..training.checkpoints import AtomicCheckpointIO, checkpoint_path, newest_good, read_checkpoint
 from ..training.data import TaskData
 from ..training.errors import TrainingError
-from ..training.export import export
+from ..training.exported_folder import export
+from ..training.run_checkpoints import AtomicCheckpointIO, checkpoint_path, newest_good, read_checkpoint
 from ..training.run_folder import RunFolder
 from ..training.saving import Checkpoints, Interrupted
 from ..training.task import Task
 from ..training.trainer import callbacks_of, rank_of_environment
 from . import TaskFolder
-from .loading import from_training
+from .loaded_model import from_training
 
 #: What may differ between a run and its continuation. The task sees to the batch, which may be shared by more devices.
 _FREE = (

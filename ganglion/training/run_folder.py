@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from ..files import remove_temporaries, replacing
-from .checkpoints import list_checkpoints
-from .export import is_export
+from .exported_folder import is_export
 from .progress import LOG, is_log
+from .run_checkpoints import list_checkpoints
 
 if sys.platform != "win32":
     import fcntl

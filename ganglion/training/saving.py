@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ..config import check_range
 from ..files import remove_temporaries
-from .checkpoints import checkpoint_path, remove_old, replace_with_link
 from .errors import TrainingError
+from .run_checkpoints import checkpoint_path, remove_old, replace_with_link
 from .task import Task
 from .trainer import any_rank, is_accumulating, log_interval
 

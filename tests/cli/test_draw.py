@@ -12,7 +12,7 @@ from PIL import Image
 
 from ganglion.analysis import effective_receptive_field, layer_similarity, mean_off_diagonal, scan_map
 from ganglion.analysis.scans import layer_inputs, scan_layers
-from ganglion.tasks.loading import load_model
+from ganglion.tasks.loaded_model import load_model
 from ganglion_cli import main
 from tests.cli.networks import MEAN, SIZE, STD, export, picture
 

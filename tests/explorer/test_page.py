@@ -20,7 +20,7 @@ from ganglion.analysis import contribution_squares, effective_receptive_field, s
 from ganglion.analysis.scans import layer_inputs, scan_layers
 from ganglion.data import eval_transform
 from ganglion.explorer import make_page
-from ganglion.tasks.loading import LoadedModel
+from ganglion.tasks.loaded_model import LoadedModel
 from tests.cli.networks import export, picture
 from tests.explorer.browser import Opened, chromium
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ganglion.heads import boxes, create_detector
-from ganglion.models import official
+from ganglion.models import weight_names
 from tests.heads.goldens import built, golden, image
 
 #: Float64, for the bounds of the golden data, is served by the slower backend.
@@ -103,7 +103,7 @@ def test_losses_and_gradients(monkeypatch):
                 for k in reference.arrays
                 if k.startswith("grad.") and k.endswith("mean")
             ]:
-                ours = official.rename(key.removeprefix("grad."), model.official_names)
+                ours = weight_names.rename(key.removeprefix("grad."), model.official_names)
                 if ours in grads:
                     assert reference.summary_error(key, grads[ours]) < 1e-5, key
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ganglion.heads import at_size, create_segmentor, multi_scale, slide
-from ganglion.models import official
+from ganglion.models import weight_names
 from tests.heads.goldens import built, golden, image
 
 #: Float64, for the bounds of the golden data, is served by the slower backend.
@@ -96,7 +96,7 @@ def test_losses_gradients_and_statistics(name):
     kinds = [key.removesuffix(".mean") for key in reference.arrays if key.endswith(".mean")]
     for key in kinds:
         kind, _, published = key.partition(".")
-        ours = official.rename(published, model.official_names)
+        ours = weight_names.rename(published, model.official_names)
         if kind == "grad":
             assert reference.summary_error(key, parameters[ours].grad) < 1e-8, key
         elif kind == "after":

@@ -10,7 +10,7 @@ from ganglion.layers.basic import make_norm
 from ganglion.layers.block import Block
 from ganglion.layers.mlp import GatedMlp, Mlp
 from ganglion.layers.ss2d import SS2D
-from ganglion.models.official import to_ganglion
+from ganglion.models.weight_names import to_ganglion
 from tests.golden_data import at_slice, load, vector
 from tests.tolerances import RELATIVE_RMS_COMPOSED, relative_rms
 

@@ -7,7 +7,7 @@ import timm
 import torch
 
 import ganglion  # noqa: F401  registers the models
-from ganglion.models.official import to_official
+from ganglion.models.weight_names import to_official
 
 
 @pytest.fixture

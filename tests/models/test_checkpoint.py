@@ -7,8 +7,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import ganglion
-from ganglion.models.checkpoint import load_checkpoint
-from ganglion.models.official import to_official
+from ganglion.models.weight_loading import load_checkpoint
+from ganglion.models.weight_names import to_official
 from tests.golden_data import load
 from tests.models.refusals import assert_refused, assert_same, snapshot, under
 

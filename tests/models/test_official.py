@@ -7,8 +7,8 @@ import timm
 import torch
 
 import ganglion  # noqa: F401  registers the models
-from ganglion.models.checkpoint import checkpoint_filter_fn
-from ganglion.models.official import to_ganglion, to_official
+from ganglion.models.weight_loading import checkpoint_filter_fn
+from ganglion.models.weight_names import to_ganglion, to_official
 from tests.golden_data import load
 
 #: Published file and case -> the model with the same tensors.

@@ -9,8 +9,8 @@ import timm
 import torch
 
 import ganglion  # noqa: F401  registers the models
-from ganglion.models.checkpoint import load_checkpoint
-from ganglion.models.official import to_official
+from ganglion.models.weight_loading import load_checkpoint
+from ganglion.models.weight_names import to_official
 from tests.models.refusals import assert_refused, assert_same, snapshot, under
 
 

@@ -15,8 +15,13 @@ import ganglion
 from ganglion.files import seal
 from ganglion.models import CheckpointError
 from ganglion.tasks import fit
-from ganglion.tasks.loading import load_model
-from ganglion.training.checkpoints import AtomicCheckpointIO, list_checkpoints, newest_good, read_checkpoint
+from ganglion.tasks.loaded_model import load_model
+from ganglion.training.run_checkpoints import (
+    AtomicCheckpointIO,
+    list_checkpoints,
+    newest_good,
+    read_checkpoint,
+)
 
 from .runs import PLAIN, arguments, error, read_last, write_data
 

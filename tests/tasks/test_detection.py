@@ -18,7 +18,7 @@ from PIL import Image
 import ganglion
 from ganglion.data import Batch, train_loader
 from ganglion.heads import create_detector
-from ganglion.heads.official import published_names
+from ganglion.heads.weight_names import published_names
 from ganglion.tasks import fit
 from ganglion.tasks.detection import rle, transforms
 from ganglion.tasks.detection.data import DetectionData

@@ -11,8 +11,8 @@ import torch
 from ganglion.data import loader
 from ganglion.tasks import fit, running
 from ganglion.tasks.classification import training as classification
-from ganglion.training.checkpoints import list_checkpoints
 from ganglion.training.progress import LOG, read_rows
+from ganglion.training.run_checkpoints import list_checkpoints
 
 from .runs import PLAIN, Crash, arguments, differences, error, read_last, run, timeless, tree, write_data
 

@@ -16,9 +16,9 @@ from PIL import Image
 from ganglion.models import CheckpointError
 from ganglion.tasks import fit
 from ganglion.tasks.classification import training as classification
-from ganglion.tasks.loading import load_model
-from ganglion.training.checkpoints import AtomicCheckpointIO, list_checkpoints, newest_good, verify
+from ganglion.tasks.loaded_model import load_model
 from ganglion.training.progress import LOG, read_rows
+from ganglion.training.run_checkpoints import AtomicCheckpointIO, list_checkpoints, newest_good, verify
 
 from .runs import CLASSES, ROOT, arguments, read_last, write_data
 
@@ -219,7 +219,7 @@ def test_nothing_readable(data, tmp_path, capsys):
 FULL_DISK = """
 import resource, sys
 from ganglion.tasks import fit
-import ganglion.training.checkpoints as checkpoints
+import ganglion.training.run_checkpoints as checkpoints
 
 save, saved = checkpoints.AtomicCheckpointIO.save_checkpoint, []
 

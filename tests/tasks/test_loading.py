@@ -12,8 +12,8 @@ import torch
 from timm.models import _registry, save_for_hf
 
 from ganglion.models import CheckpointError
-from ganglion.models.official import to_official
-from ganglion.tasks.loading import load_model
+from ganglion.models.weight_names import to_official
+from ganglion.tasks.loaded_model import load_model
 
 NAMES = ["ant", "bee", "crab"]
 DATA_CONFIG = {

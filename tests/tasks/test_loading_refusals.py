@@ -12,7 +12,7 @@ import torch
 from timm.models import save_for_hf
 
 from ganglion.models import CheckpointError
-from ganglion.tasks.loading import load_model
+from ganglion.tasks.loaded_model import load_model
 
 from . import test_loading
 from .test_loading import network, training

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 
 from ganglion.tasks import fit
 from ganglion.tasks.classification import training as classification
-from ganglion.tasks.loading import load_model
+from ganglion.tasks.loaded_model import load_model
 from ganglion.training.optimization import ScheduleConfig, build_schedule
 
 from .runs import arguments, read_last, run, write_data

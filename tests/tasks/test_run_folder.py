@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ganglion.tasks import fit
-from ganglion.training.checkpoints import list_checkpoints
+from ganglion.training.run_checkpoints import list_checkpoints
 
 from .runs import PLAIN, arguments, error, tree, write_data
 

@@ -12,7 +12,7 @@ import torch
 
 from ganglion.tasks import fit
 from ganglion.tasks.classification import training as classification
-from ganglion.training.checkpoints import list_checkpoints
+from ganglion.training.run_checkpoints import list_checkpoints
 from ganglion.training.saving import Checkpoints
 
 from .runs import PLAIN, arguments, differences, error, read_last, run, write_data

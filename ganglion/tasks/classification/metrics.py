@@ -16,7 +16,7 @@ from ...data import Batch, ImageTransform, eval_transform, open_dataset
 from ...data.decode import Raw
 from ...training.metrics import Monitor
 from ..evaluation import Labelled, Request
-from ..loading import LoadedModel
+from ..loaded_model import LoadedModel
 
 #: The target of an image that does not count.
 IGNORED = -1

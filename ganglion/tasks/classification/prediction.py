@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...data import eval_transform
 from ...errors import shown
-from ..loading import LoadedModel
+from ..loaded_model import LoadedModel
 from ..prediction import ImageLike, outputs
 
 _PAPER, _INK, _BAR = "#ffffff", "#222222", "#c9d6e8"

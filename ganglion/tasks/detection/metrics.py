@@ -16,7 +16,7 @@ from ...data import Batch, CocoSource, DataError
 from ...data.coco import UnknownClass
 from ...training.metrics import Monitor
 from ..evaluation import Labelled, Request
-from ..loading import LoadedModel
+from ..loaded_model import LoadedModel
 from . import rle
 from .augmented import at_side, test_time
 from .transforms import Resize, collate

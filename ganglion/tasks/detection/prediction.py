@@ -13,7 +13,7 @@ from ...data import Ragged
 from ...data.decode import Raw
 from ...errors import shown
 from ...heads import create_detector
-from ..loading import LoadedModel
+from ..loaded_model import LoadedModel
 from ..prediction import ImageLike, outputs
 from . import rle
 from .metrics import detections

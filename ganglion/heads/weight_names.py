@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..models import Backbone, SparX, official
+from ..models import Backbone, SparX, weight_names
 
-_NECK: official.Rules = (
+_NECK: weight_names.Rules = (
     ("neck.lateral_convs.{i}.conv.*", "neck.fpn.inner_blocks.{i}.0.*"),
     ("neck.fpn_convs.{i}.conv.*", "neck.fpn.layer_blocks.{i}.0.*"),
 )
 #: Segmentors differ in the neck only.
-SEGMENTOR: official.Rules = _NECK
-DETECTOR: official.Rules = (
+SEGMENTOR: weight_names.Rules = _NECK
+DETECTOR: weight_names.Rules = (
     *_NECK,
     ("rpn_head.rpn_conv.*", "rpn_head.conv.0.0.*"),
     ("rpn_head.rpn_cls.*", "rpn_head.cls_logits.*"),
@@ -42,14 +42,14 @@ def _published(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(
             f"{type(model).__name__} holds {len(backbones)} networks of this library: expected one"
         )
-    rules: official.Rules = model.official_names  # pyright: ignore[reportAssignmentType]  of every head here
+    rules: weight_names.Rules = model.official_names  # pyright: ignore[reportAssignmentType]  of every head here
     prefix, network = backbones[0]
     family = "sparx" if isinstance(network, SparX) else "vmamba"
     own = {name: state[f"{prefix}.{name}"] for name in network.state_dict()}
-    backbone = official.to_official(own, family)
+    backbone = weight_names.to_official(own, family)
     heads = {name: t for name, t in state.items() if not name.startswith("backbone.")}
     return {f"backbone.{name}": t for name, t in backbone.items()} | {
-        official.rename(name, rules, inverse=True): t for name, t in heads.items()
+        weight_names.rename(name, rules, inverse=True): t for name, t in heads.items()
     }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import unknown
-from . import official
+from . import weight_names
 from .backbone import Backbone
 from .state_dicts import Weights, find_network, plain_name, shorten
 from .weight_files import CheckpointError, read_weights
@@ -96,8 +96,8 @@ class LoadReport:
 class WithHeads(Protocol):
     """A detector or segmentor: a module with a network of this library as its backbone, and heads."""
 
-    #: The published names of its parameters outside the backbone, and ours, as the rules of `official`.
-    official_names: ClassVar[official.Rules]
+    #: The published names of its parameters outside the backbone, and ours, as the rules of `weight_names`.
+    official_names: ClassVar[weight_names.Rules]
 
 
 _CLASSIFIER = ("head.fc.weight", "head.fc.bias")
@@ -250,7 +250,7 @@ def _fit(
     adapt: also the first layer to the model's number of input channels.
     """
     own = {plain_name(name): target for name, target in model.state_dict().items()}
-    names = official.to_ganglion(tensors)
+    names = weight_names.to_ganglion(tensors)
     converted: dict[str, Tensor] = {}
     loaded, adapted, unexpected, misshapen, not_finite = [], [], [], [], []
     for published, name in names.items():
@@ -276,7 +276,7 @@ def _fit(
             not_finite += [name] if not _is_finite(tensor) else []
         converted[name] = tensor
     report = LoadReport(
-        layout=official.detect(tensors) or "ganglion",
+        layout=weight_names.detect(tensors) or "ganglion",
         loaded=tuple(loaded),
         adapted=tuple(adapted),
         missing=tuple(name for name in own if name not in converted),
@@ -297,7 +297,7 @@ def _fit_heads(
     own = {plain_name(name): target for name, target in model.state_dict().items()}
     own = {name: target for name, target in own.items() if not name.startswith("backbone.")}
     given = {plain_name(name): value for name, value in others.items() if isinstance(value, Tensor)}
-    names = {official.rename(name, model.official_names): name for name in given}
+    names = {weight_names.rename(name, model.official_names): name for name in given}
     if not own.keys() & names.keys():
         return {}, report
     values: dict[str, Tensor] = {}

@@ -7,6 +7,7 @@ pass in memory with H innermost, across which every kernel then reads and writes
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -141,6 +142,46 @@ class Chain(nn.Sequential):
             else:
                 x = layer(x)
         return x
+
+    def fuse(self) -> Chain:
+        """The same layers for inference, each BatchNorm folded into the layer before it, in float64. A new chain.
+
+        `timm.models.reparameterize_model(network)` calls it for every chain of a network.
+
+        Raises RuntimeError while a BatchNorm is in training mode: what it computes depends on the batch then.
+        """
+        layers: list[nn.Module] = []
+        for layer in self:
+            before = layers[-1] if layers else None
+            if isinstance(layer, Chain):
+                layers.append(layer.fuse())
+            elif isinstance(layer, nn.BatchNorm2d) and isinstance(before, (nn.Linear, nn.Conv2d)):
+                layers[-1] = _with_norm(before, layer)
+            else:
+                layers.append(layer)
+        return Chain(*layers).train(self.training)
+
+
+def _with_norm(layer: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
+    """A copy of the layer that computes norm(layer(x))."""
+    mean, var = norm.running_mean, norm.running_var
+    if norm.training or mean is None or var is None:
+        raise RuntimeError("a BatchNorm in training mode cannot be folded: call eval() on the network first")
+    scale = (var.double() + norm.eps).rsqrt()
+    shift = -mean.double()
+    if layer.bias is not None:
+        shift = shift + layer.bias.detach().double()
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+    shift = shift * scale
+    if norm.affine:
+        shift = shift + norm.bias.detach().double()
+    weight = layer.weight.detach().double()
+    weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    folded = copy.deepcopy(layer)
+    folded.weight = nn.Parameter(weight.to(layer.weight.dtype))
+    folded.bias = nn.Parameter(shift.to(layer.weight.dtype))
+    return folded
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -41,8 +41,7 @@ def _is_symbol(side: Any) -> bool:
 @torch.fx.wrap
 def known_when_run(x: Tensor) -> Tensor:
     """A map (B, C, H, W), unchanged. While torch.export takes H and W for dynamic, they become numbers that the program
-    reads off x: as symbols they would tie it to the sizes for which the answers to all that layers ask of them hold.
-    """
+    reads off x: symbols would tie it to the sizes for which the answers to all that layers ask of them hold."""
     if not torch.jit.is_scripting():
         if _is_symbol(x.shape[2]):
             x = x.permute(0, 2, 3, 1)
@@ -382,7 +381,9 @@ class Backbone(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images -> the normalised last map, (B, C, ceil(H/32), ceil(W/32))."""
         x = self.pos_embed(self.stem(known_when_run(x)))
-        # Not self.stages(x), whose call would hold the stem's map to the end.
+        if not torch.jit.is_scripting():
+            if self.stages._forward_hooks or self.stages._forward_pre_hooks:
+                return self.norm(self.stages(x))  # a call, which holds the stem's map to the end
         for stage in self.stages:
             x = stage(x)
         return self.norm(x)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from timm.models import reparameterize_model
+from torch import nn
 
+import ganglion  # noqa: F401
 from ganglion.layers.basic import to_map, to_tokens
 from ganglion.layers.dmca import DMCA, ChannelAttention, Fusion, _all_groups
 
@@ -55,3 +59,27 @@ def test_all_groups_in_one_product_have_the_gradients_of_each():
     expected = torch.autograd.grad(y.square().sum(), (q, k, v))
     found = torch.autograd.grad(_all_groups(q * 6**-0.5, k, v, 4).square().sum(), (q, k, v))
     torch.testing.assert_close(found, expected)
+
+
+def test_batch_norms_fold_into_what_is_before_them(monkeypatch):
+    """By timm's own function for it. Statistics and affine parameters are not those of a fresh network."""
+    monkeypatch.setenv("GANGLION_BACKEND", "torch")  # which has float64
+    network = timm.create_model("test_sparx_mamba").double()
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+    network(x)
+    network.eval()
+    folded = reparameterize_model(network)
+    in_layers = [n for n, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d) and "in_proj" in n]
+    assert in_layers == [] and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    torch.testing.assert_close(folded(x), network(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_batch_norm_that_still_learns_is_not_folded():
+    dmca = DMCA(8, 2, 16, sr_ratio=1)
+    with pytest.raises(RuntimeError, match=r"eval\(\)"):
+        dmca.v.fuse()

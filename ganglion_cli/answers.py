@@ -156,5 +156,5 @@ def _short(name: str) -> str:
 
 
 def _number(value: float) -> float | str:
-    """As a person writes it, and nothing for what is no number."""
+    """As a person writes it, and nothing for NaN."""
     return float(f"{value:.6g}") if math.isfinite(value) else ""

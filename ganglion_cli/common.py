@@ -47,7 +47,7 @@ def natural(text: str) -> int:
     return int(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A number above 0 and up to 1."""
     try:
         value = float(text)

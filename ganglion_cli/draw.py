@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import draw_kinds
-from .common import fail, natural, pixels, positive, share
+from .common import fail, fraction, natural, pixels, positive
 from .draw_files import add_output, check_output
 from .options import Parser, say_loading
 
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="each map, and the mean instead of the sum (none)",
     )
     scan.add_argument(
-        "--opacity", type=share, default=0.75, metavar="X", help="of the maps over the image (0.75)"
+        "--opacity", type=fraction, default=0.75, metavar="X", help="of the maps over the image (0.75)"
     )
 
     similarity = kind(

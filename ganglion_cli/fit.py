@@ -23,8 +23,8 @@ Train a network.
     ganglion fit --config recipes/finetune/folder.yaml --data.root DIR
     ganglion fit --config RECIPE.yaml --optimizer.lr 5e-4 --trainer.max_epochs 9
     ganglion fit --model vmamba_nano --data DIR --output runs/one
-    ganglion fit --resume            # goes on with the last run
-    ganglion fit --resume runs/one   # goes on with that one
+    ganglion fit --resume            # resumes the last run
+    ganglion fit --resume runs/one   # resumes that one
 
 Every field of a recipe is an option; options override the recipe. Short forms:
 --model NAME, --data DIR, --optimizer NAME, --schedule NAME, --progress off.

@@ -16,11 +16,11 @@ from .common import (
     add_overwrite,
     check_writable,
     fail,
+    fraction,
     load,
     pick_device,
     positive,
     print_json,
-    share,
 )
 from .options import say_loading
 
@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--top-k", type=positive, metavar="K", help="classes for each image (5)")
     parser.add_argument(
-        "--threshold", type=share, metavar="X", help="of a detector: objects with at least this score (0.3)"
+        "--threshold",
+        type=fraction,
+        metavar="X",
+        help="of a detector: objects with at least this score (0.3)",
     )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (16)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")

@@ -19,6 +19,7 @@ from .common import (
     as_text,
     check_writable,
     fail,
+    fraction,
     load,
     natural,
     need_extra,
@@ -26,7 +27,6 @@ from .common import (
     pixels,
     positive,
     print_json,
-    share,
     titled,
     write_csv,
 )
@@ -105,7 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_argument_group("image size")
     size.add_argument("--img-size", type=pixels, metavar="N", help="side in pixels (the model's)")
     size.add_argument(
-        "--crop-pct", type=share, metavar="X", help="resize to size / X, then crop the centre (the model's)"
+        "--crop-pct",
+        type=fraction,
+        metavar="X",
+        help="resize to size / X, then crop the centre (the model's)",
     )
     size.add_argument(
         "--sizes", type=_sizes, metavar="N,N,...", help="a table over sizes, e.g. 224,384,512,640,768,1024"

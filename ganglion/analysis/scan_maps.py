@@ -97,7 +97,7 @@ def diagonal_map(
 
 
 def check_full(height: int, width: int, dtype: torch.dtype) -> None:
-    """Raise ValueError if the full map of so many pixels is above `LIMIT`."""
+    """Raise ValueError if the full map of this number of pixels is above `LIMIT`."""
     size = (height * width) ** 2 * dtype.itemsize
     if size > LIMIT:
         raise ValueError(

@@ -82,7 +82,7 @@ def scan_statistics(network: nn.Module, images: Tensor) -> list[MemoryLength]:
 
 def memory_lengths(walk: Walk) -> tuple[Tensor, Tensor]:
     """(L, D, N): after how many steps exp(A sum dt) over the following steps is 1/e, float64, with parts of steps; and
-    whether that is beyond the end of the route, where dt is taken to go on at the mean of the channel's.
+    whether that is beyond the end of the route, where dt is taken to stay at the mean of the channel's.
     """
     lines = walk.dt.double().unflatten(0, (-1, walk.line)).movedim(2, 1)  # (lines, D, steps)
     count, channels, line = lines.shape

@@ -8,7 +8,7 @@ from .types import Broken, DataError
 
 
 class BrokenCounter:
-    """Broken images by name; more than the share `limit` of all is an error."""
+    """Unreadable images by name; more than the fraction `limit` of all is an error."""
 
     def __init__(self, limit: float):
         self.limit = limit
@@ -25,7 +25,7 @@ class BrokenCounter:
         return [Broken(name, reason) for name, reason in self._found.items()]
 
     def check(self, total: int) -> None:
-        """Raise DataError if more than the allowed share of `total` images is broken."""
+        """Raise DataError if more than the allowed fraction of `total` images is unreadable."""
         if len(self) > self.limit * total:
             raise DataError(
                 f"{len(self)} of {total} images ({len(self) / total:.2%}) cannot be used, more than the allowed "
@@ -36,4 +36,4 @@ class BrokenCounter:
         """How many, and the first of them."""
         lines = [f"  {name}: {reason}" for name, reason in list(self._found.items())[:most]]
         more = [f"  and {len(self) - most} more"] if len(self) > most else []
-        return "\n".join([f"{len(self)} broken images", *lines, *more])
+        return "\n".join([f"{len(self)} unreadable images", *lines, *more])

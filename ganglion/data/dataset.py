@@ -57,7 +57,7 @@ def open_dataset(
         error.
     labels: file of the classes of images that lie in no class folders, see `read_labels`. Its numbers count the lines
         of the class_map's file.
-    limit: the first so many images only. num_samples: images of an epoch, for a stream that does not say it.
+    limit: the first N images only. num_samples: images of an epoch, for a stream that does not say it.
     max_pixels: of a picture; larger ones are broken.
 
     Raises DataError where there is nothing to read, and says what there is.
@@ -171,8 +171,8 @@ def _labelled(files: Files, request: _Request, **options: Any) -> FileSource:
     if known is None:
         names = sorted(set(classes), key=lambda name: (natural_key(name), name))
         known = {name: label for label, name in enumerate(names)}
-    if strangers := sorted(set(classes) - set(known)):
-        raise DataError(foreign(request.labels or files.place, strangers))
+    if unlisted := sorted(set(classes) - set(known)):
+        raise DataError(foreign(request.labels or files.place, unlisted))
     return FileSource(files, classes, known, **options)
 
 

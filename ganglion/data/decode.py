@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..errors import shown
 
-#: An image before its transform: a picture, or (C, H, W) uint8 where there are not 1, 3 or 4 channels.
+#: An image before its transform: Pillow's, or (C, H, W) uint8 where there are not 1, 3 or 4 channels.
 Raw = Image.Image | Tensor
 
-#: Pixels above which a picture is taken for an attack or a mistake: Pillow's own limit for an error.
+#: Pixels above which an image is taken for an attack or a mistake: Pillow's own limit for an error.
 MAX_PIXELS = 178_956_970
 
-#: Pillow's modes for the numbers of channels that pictures have.
+#: Pillow's modes for the numbers of channels that its images have.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 #: Pillow's formats that are opened, and the extensions of files that are taken for such. Not among them: what runs
@@ -54,11 +54,11 @@ _TILE = 1024
 
 
 class BrokenImage(ValueError):
-    """A file that is no readable picture; the message says why."""
+    """A file that is no readable image; the message says why."""
 
 
 def read_image(file: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Raw:
-    """The image in a file (path or binary stream): by `open_image`, or, where pictures have not so many channels, an
+    """The image in a file (path or binary stream): by `open_image`, or, of channels that image files cannot have, an
     .npy array (H, W, C) of uint8, returned as (C, H, W).
 
     Raises BrokenImage.
@@ -76,7 +76,7 @@ def read_image(file: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Raw:
 
 
 def open_image(file: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in a file (path, binary stream, or what Pillow has opened): upright, with 1 (grey), 3 (RGB) or 4
+    """The image in a file (path, binary stream, or what Pillow has opened): upright, with 1 (grey), 3 (RGB) or 4
     (RGBA) channels of 8 bits. Of several frames it is the first.
 
     Palettes and CMYK are converted, 16-bit values scaled to 8 bits, transparency dropped where it is not asked for, and
@@ -88,7 +88,7 @@ def open_image(file: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Im
     mode = MODES[channels]
     try:
         with warnings.catch_warnings(), _opened(file) as stream:
-            warnings.simplefilter("ignore")  # Pillow's, of large pictures and of damaged EXIF data
+            warnings.simplefilter("ignore")  # Pillow's, of large images and of damaged EXIF data
             image = _identified(stream)
             width, height = image.size
             if width * height > max_pixels:
@@ -106,7 +106,7 @@ def open_image(file: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Im
 
 
 def extensions(channels: int) -> tuple[str, ...]:
-    """Of the names of files that hold images of so many channels."""
+    """Of the names of files that hold images with this number of channels."""
     return _EXTENSIONS if channels in MODES else (".npy",)
 
 
@@ -143,7 +143,7 @@ def _opened(file: Any) -> AbstractContextManager[Any]:
 def _identified(file: Any) -> Image.Image:
     if not isinstance(file, Image.Image):
         return Image.open(file, formats=tuple(FORMATS))
-    # None: made in memory. MPO: what Pillow calls a JPEG of several pictures.
+    # None: made in memory. MPO: what Pillow calls a JPEG of several images.
     if file.format is not None and file.format != "MPO" and file.format not in FORMATS:
         raise BrokenImage(f"{file.format}: expected {', '.join(FORMATS)}")
     return file
@@ -153,7 +153,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data: the pixels are good, and nobody knows of a rotation
+    except Exception:  # damaged EXIF data: the pixels are good, and a rotation is unknown
         pass
     return image
 
@@ -167,7 +167,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Grey of 8 bits. Pillow's own conversion would cut off what is above 255.
 
-    The largest value that a 32-bit picture means is nowhere written: 1 (floating point), 255 or 65535, the first that
+    The largest value that a 32-bit image means is nowhere written: 1 (floating point), 255 or 65535, the first that
     holds all of its values, or else the largest of them.
     """
     most = max((float(values.max()) for _, values in _tiles(image)), default=0.0)
@@ -182,7 +182,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int, int, int], np.ndarray]]:
-    """The values in float64, which would take eight bytes each, piece by piece; what is no number counts as 0."""
+    """The values in float64, which would take eight bytes each, piece by piece; NaN counts as 0."""
     for upper in range(0, image.height, _TILE):
         for left in range(0, image.width, _TILE):
             box = (left, upper, min(left + _TILE, image.width), min(upper + _TILE, image.height))

@@ -212,7 +212,7 @@ def train_loader(
     The batches are a function of seed, epoch and position, for streams also of world_size and workers. For
     augmentation the process that loads (without workers, the caller's) seeds its generators before every image.
 
-    Raises DataError where a stream has too few shards for so many ranks and loader processes.
+    Raises DataError where a stream has too few shards for the ranks and loader processes.
     """
     options: dict[str, Any] = {"num_workers": processes.workers, "pin_memory": pin_memory}
     world_size = processes.world_size

@@ -68,7 +68,7 @@ class IndexedSource(ImageSource):
 class FileSource(IndexedSource):
     """Images in files.
 
-    classes: the class name of each. class_to_idx: their numbers. limit: the first so many only.
+    classes: the class name of each. class_to_idx: their numbers. limit: the first N images only.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class FileSource(IndexedSource):
 class ArraySource(IndexedSource):
     """The arrays of an npz file, held in memory as (N, H, W[, C]) uint8.
 
-    The file holds `labels` and either `images`, or `jpeg` and `offsets`: encoded pictures of one size, one after the
+    The file holds `labels` and either `images`, or `jpeg` and `offsets`: encoded images of one size, one after the
     other, which are decoded here, and where each begins and the last one ends. `classes`, if there, are the names; a
     class_map of names renumbers them.
 
@@ -153,7 +153,7 @@ class ArraySource(IndexedSource):
             self._renumber(class_map)
 
     def _decode(self, content: bytes, offsets: list[int]) -> np.ndarray:
-        """(N, H, W[, C]) from N encoded pictures between N + 1 offsets; a broken one is noted, and becomes zeros."""
+        """(N, H, W[, C]) from N encoded images between N + 1 offsets; an unreadable one is noted, and becomes zeros."""
         pictures: list[np.ndarray | None] = []
         for index, (start, end) in enumerate(pairwise(offsets)):
             try:
@@ -186,8 +186,8 @@ class ArraySource(IndexedSource):
     def _renumber(self, class_map: Mapping[str, int]) -> None:
         assert self.class_names is not None
         names = [self.class_names[label] for label in self._labels]
-        if strangers := sorted(set(names) - set(class_map)):
-            raise DataError(foreign(self._path, strangers))
+        if unlisted := sorted(set(names) - set(class_map)):
+            raise DataError(foreign(self._path, unlisted))
         self._labels = [class_map[name] for name in names]
         self.class_names = names_of(class_map)
 

@@ -52,7 +52,7 @@ class Part(IndexedSource):
         self.note = source.note
 
     def first(self, limit: int | None) -> Part:
-        """The first so many of them."""
+        """The first N of them."""
         return self if limit is None else Part(self._source, self._indices[:limit])
 
     def __len__(self) -> int:

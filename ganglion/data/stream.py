@@ -73,7 +73,7 @@ class StreamSource(ImageSource):
         return read_image(io.BytesIO(record.content), self.channels, self._max_pixels), record.label
 
     def check_places(self, places: int, workers: int) -> None:
-        """Raise DataError if so many places, `workers` of them on a rank, cannot be given training images."""
+        """Raise DataError unless each of `places` loader processes, `workers` on a rank, gets training images."""
 
     @abstractmethod
     def training(self, place: int, places: int, seed: int, epoch: int) -> Iterator[Record]:
@@ -92,8 +92,8 @@ class ShardSource(StreamSource):
     """WebDataset shards: tar files with an image and a .cls for each key, and an _info.json that says how many images
     each holds. A place reads shards of its own.
 
-    Images are known by their extensions; they are .npy arrays where pictures have not so many channels. Hidden files
-    are left out. What a shard should hold and cannot be read counts as broken.
+    Images are known by their extensions; or are .npy arrays of channels that these cannot have. Hidden files
+    are left out. What a shard should hold and cannot be read counts as unreadable.
     """
 
     def __init__(self, reader: Any, *, channels: int, limit: int | None = None, max_pixels: int = MAX_PIXELS):
@@ -149,7 +149,7 @@ class ShardSource(StreamSource):
         return [sum(images for _, images, _ in self._shards[place::places]) for place in range(places)]
 
     def _read(self, file: str, images: int, length: int) -> Iterator[Record]:
-        """The first so many images of a shard, whatever is left of it."""
+        """The first N images of a shard, whatever is left of it."""
         from webdataset.tariterators import tarfile_samples
 
         errors: list[Exception] = []
@@ -186,7 +186,7 @@ class HubSource(StreamSource):
     """A Hugging Face dataset as a stream.
 
     Where the number of places divides the number of files, a place reads files of its own in training, else it reads
-    all and takes its part. In evaluation it always does, since nobody knows how many images a file holds.
+    all and takes its part. In evaluation it always does, since the number of images in a file is unknown.
     """
 
     def __init__(self, reader: Any, *, channels: int, limit: int | None = None, max_pixels: int = MAX_PIXELS):
@@ -201,8 +201,8 @@ class HubSource(StreamSource):
         super().__init__(class_to_idx, length=length, channels=channels, max_pixels=max_pixels)
         self._labels: list[int] | None = None
         if reader.remap_class and names:
-            if strangers := [name for name in names if name not in class_to_idx]:
-                raise DataError(foreign(reader.name, strangers))
+            if unlisted := [name for name in names if name not in class_to_idx]:
+                raise DataError(foreign(reader.name, unlisted))
             self._labels = [class_to_idx[name] for name in names]
 
     def _names(self) -> list[str]:

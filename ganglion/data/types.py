@@ -13,7 +13,7 @@ from ..errors import shown
 
 
 class DataError(ValueError):
-    """Data that are missing, empty, or broken beyond the allowed share."""
+    """Data that are missing, empty, or more unreadable than the allowed fraction."""
 
     def __init__(self, message: str):
         # From a loader process it arrives as the text of a traceback, which ends with the message.

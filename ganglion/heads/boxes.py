@@ -115,7 +115,7 @@ def choose(indices: Tensor, count: int) -> Tensor:
 
 
 def sample(assigned: Tensor, count: int, positives: float) -> tuple[Tensor, Tensor]:
-    """Indices of positive and of negative boxes, `count` in all if there are so many, of them at most the fraction
+    """Indices of positive and of negative boxes, `count` in all if there are as many, of them at most the fraction
     `positives` positive."""
     positive = choose((assigned > 0).nonzero()[:, 0], int(count * positives))
     negative = choose((assigned == 0).nonzero()[:, 0], count - len(positive))

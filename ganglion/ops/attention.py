@@ -36,7 +36,7 @@ class Walk:
     """One route's recurrence over one image, by steps: h_i = exp(dt_i A) h_{i-1} + dt_i B_i x_i, y_i = <C_i, h_i>.
 
     dt: (L, D), step sizes. A: (D, N). B, C: (L, N). All of one floating dtype, in which everything is computed.
-    order: (L,) int64, the pixel of each step. line: after so many steps the state is 0 again; L if it never is.
+    order: (L,) int64, the pixel of each step. line: after N steps the state is 0 again; L if it never is.
 
     Methods raise ValueError for an unknown mode and IndexError for a step outside 0..L-1.
     """

@@ -24,7 +24,7 @@ class Request:
 
     root, split, reader: where they are, see `ganglion.data.open_dataset`. class_map, labels: files of the classes'
     names, and of the classes of images. by_number: labels are indices of the output, whatever the names are.
-    limit: the first so many.
+    limit: the first N images only.
     """
 
     root: str

@@ -65,7 +65,7 @@ _OURS = ("lightning", "ganglion")
 _HELP = {
     "trainer.max_epochs": "epochs of the run; 10 where neither this nor `trainer.max_steps` is set. -1: no bound",
     "trainer.max_steps": "end the run after this many optimizer steps. -1: no bound",
-    "trainer.max_time": "end the run after this long, DD:HH:MM:SS; the same command goes on",
+    "trainer.max_time": "end the run after this long, DD:HH:MM:SS; the same command resumes it",
     "trainer.default_root_dir": "not used: the run's folder is `output`",
     "trainer.overfit_batches": "not used: see `data.train_limit`",
     "trainer.use_distributed_sampler": "not used: the data are sampled here",
@@ -110,7 +110,7 @@ class FitCLI(LightningCLI):
             nargs="?",
             const="",
             metavar="FOLDER",
-            help="go on with the run in FOLDER (the last one if none is named)",
+            help="resume the run in FOLDER (the last one if none is named)",
         )
         parser.add_argument(
             "--allow-code",
@@ -287,7 +287,7 @@ def main(argv: Sequence[str]) -> int:
     except Interrupted as stop:
         if rank_of_environment() != 0:
             return 0
-        _tell(f"{stop}\nto go on: ganglion fit --resume {stop.path.parent.parent}")
+        _tell(f"{stop}\nto resume: ganglion fit --resume {stop.path.parent.parent}")
         return 0 if stop.signum is None else 128 + stop.signum
     except (ArgumentError, yaml.YAMLError) as error:
         if os.environ.get("GANGLION_TRACEBACK"):

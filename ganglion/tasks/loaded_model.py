@@ -34,7 +34,7 @@ class LoadedModel:
     name: its name in timm's registry. network: in eval mode, float32, on the CPU.
     data_config: timm's description of its input: input_size (channels, height, width), mean, std, crop_pct, ...
     class_names: the label of every class, in the order of the logits (ImageNet's are WordNet's, such as "n01440764");
-        None if nobody knows them.
+        None if unknown.
     description: what was read from where, for people.
     task: what it was trained for.
     """

@@ -38,7 +38,7 @@ def predict(
         {"file": "a.jpg", "predictions": [{"rank": 1, "index": 281, "label": "n02123045", "name": "tabby, tabby cat",
                                            "probability": 0.87}, ...]}
 
-    `file` is the path, or None for what has none; `label` is None where nobody knows the classes' names. An image that
+    `file` is the path, or None for what has none; `label` is None where the classes' names are unknown. An image that
     cannot be read, or for which the network's output is not finite, has "error", a reason, in place of what is said.
 
     Raises TypeError or ValueError for what is no image at all, and for options that the task does not have;
@@ -81,7 +81,7 @@ def outputs(
 
 
 def read(image: ImageLike, channels: int) -> Raw:
-    """One image with so many channels, as `predict` takes it: upright, of 8 bits.
+    """One image with this number of channels, as `predict` takes it: upright, of 8 bits.
 
     Raises BrokenImage for a file that cannot be read; TypeError or ValueError for what is no image at all.
     """

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why, and what to change. Checkpoints already written are intact."""
+    """Training cannot continue; the message says why, and what to change. Checkpoints already written are intact."""

@@ -1,4 +1,4 @@
-"""Stops a run that cannot succeed: a loss that is no number, data that are broken beyond a stated share."""
+"""Stops a run that cannot succeed: a loss that is NaN or infinite, more unreadable images than a stated fraction."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .trainer import log_interval
 
 
 class Guard(Callback):
-    """Looks at the losses and the broken images every `trainer.log_every_n_steps` steps and at the end of an epoch.
+    """Looks at the losses and the unreadable images every `trainer.log_every_n_steps` steps and at the end of an epoch.
 
-    The broken images of each part are listed at the end of the first epoch that met them.
+    The unreadable images of each part are listed at the end of the first epoch that met them.
     """
 
     def __init__(self, max_unreadable: float):

@@ -18,7 +18,7 @@ def changed_length(before: Mapping[str, int], now: Mapping[str, int]) -> list[st
         )
     if now["steps"] != before["steps"]:
         notes.append(
-            f"the run has {now['steps']} steps, and had {before['steps']} so far: its schedule goes on as that of a "
+            f"the run has {now['steps']} steps, and had {before['steps']} so far: its schedule resumes as that of a "
             f"run of {now['steps']}"
         )
     return notes
@@ -50,6 +50,6 @@ def change_batches(
         counts.update({name: count + moved for name, count in counts.items()})
     if not progress["is_last_batch"] and progress["current"]["ready"] >= images // now["batch"]:
         raise TrainingError(
-            f"batches of {now['batch']} images leave nothing of this epoch, whose rest is smaller: go on with "
+            f"batches of {now['batch']} images leave nothing of this epoch, whose rest is smaller: resume with "
             f"batches of {before['batch']} to its end first"
         )

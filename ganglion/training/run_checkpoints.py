@@ -23,7 +23,7 @@ from .trainer import has_counters
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
-#: What a run goes on from. Lightning passes over some of it without a word when it is missing.
+#: What a run resumes from. Lightning passes over some of it without a word when it is missing.
 _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "ganglion": lambda value: isinstance(value, Mapping),
     "state_dict": lambda value: _are_tensors(value),

@@ -32,7 +32,7 @@ class Interrupted(Exception):
 
 
 class Checkpoints(Checkpoint):
-    """Saves at the end of every epoch, every so many steps or minutes, and when a signal or a limit ends the run early.
+    """Saves at the end of every epoch, every N steps or minutes, and when a signal or a limit ends the run early.
 
     Args:
         keep: how many of the newest checkpoints stay.

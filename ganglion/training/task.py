@@ -86,7 +86,7 @@ class Task(pl.LightningModule):
         )
         #: What the last validation of this epoch measured; empty in an epoch without one.
         self.measured: dict[str, float] = {}
-        #: Set for a run that ended before its last step, by early stopping, and is not to go on.
+        #: Set for a run that ended before its last step, by early stopping, and must not resume.
         self.ended = False
         self._lr_scale, self._updates_per_epoch = 1.0, 1
         #: Epochs of the run and optimizer steps of an epoch, once the optimizer is made.

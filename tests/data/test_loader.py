@@ -154,7 +154,7 @@ def test_counter():
     ):
         counter.check(19)
     counter.add(Broken(f"{n}", "empty") for n in range(3))
-    assert counter.report(2) == "5 broken images\n  a: empty\n  b: truncated\n  and 3 more"
+    assert counter.report(2) == "5 unreadable images\n  a: empty\n  b: truncated\n  and 3 more"
 
 
 def test_numpy_and_python_generators_are_seeded(folder):

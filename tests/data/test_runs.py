@@ -47,7 +47,7 @@ def test_counted_once_and_listed(kind, workers, tmp_path, capsys):
     options = OPTIONS | {"data__name": kind, "data__workers": workers, "data__max_unreadable": 0.125}
     assert fit.main(arguments(root, tmp_path / "run", **options)) == 0
     out = capsys.readouterr().out
-    assert out.count("train: 3 broken images") == 1 and out.count("val: 1 broken images") == 1
+    assert out.count("train: 3 unreadable images") == 1 and out.count("val: 1 unreadable images") == 1
     names = (
         ["train-0.tar/0002", "train-0.tar/0009", "train-1.tar/0017", "test-0.tar/0005"]
         if kind
@@ -74,14 +74,14 @@ def test_a_resumed_run_remembers_what_was_broken(tmp_path, capsys, monkeypatch):
     argv = arguments(root, tmp_path / "run", **options)
     run(monkeypatch, argv, crash_at=4)
     before = capsys.readouterr().out
-    assert "broken images" not in before
+    assert "unreadable images" not in before
     assert fit.main(argv) == 0
     out = capsys.readouterr().out
-    assert out.count("train: 3 broken images") == 1 and out.count("val: 1 broken images") == 1
+    assert out.count("train: 3 unreadable images") == 1 and out.count("val: 1 unreadable images") == 1
     run(monkeypatch, arguments(root, tmp_path / "again", **options), crash_at=9)
-    assert capsys.readouterr().out.count("train: 3 broken images") == 1
+    assert capsys.readouterr().out.count("train: 3 unreadable images") == 1
     assert fit.main(arguments(root, tmp_path / "again", **options)) == 0
-    assert "broken images" not in capsys.readouterr().out
+    assert "unreadable images" not in capsys.readouterr().out
 
 
 def test_streams_need_the_number_of_classes(tmp_path, capsys):

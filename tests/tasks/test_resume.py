@@ -105,7 +105,7 @@ def test_signal_saves_and_ends(signum, uninterrupted, tmp_path):
     process.send_signal(signum)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signum, output
-    assert "to go on: ganglion fit --resume" in output and "Traceback" not in output
+    assert "to resume: ganglion fit --resume" in output and "Traceback" not in output
     assert read_last(tmp_path)["global_step"] < STEPS
     assert fit.main(argv) == 0
     assert differences(learnt(tmp_path), expected) == []

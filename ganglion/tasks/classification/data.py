@@ -46,8 +46,8 @@ class ClassificationData(TaskData):
         mean: of every channel, of images from 0 to 1. null: the network's own.
         std: likewise.
         augmentation: of training images.
-        train_limit: use the first so many training images only.
-        val_limit: use the first so many validation images only.
+        train_limit: use the first N training images only.
+        val_limit: use the first N validation images only.
         num_samples: training images of a stream whose length is unknown.
         class_map: file of the class names in the order of their numbers, text or JSON. null: sorted.
         max_unreadable: fraction of unreadable images, of those in a split, above which the run stops.

@@ -37,8 +37,8 @@ class DetectionData(TaskData):
         augmentation: of training images.
         group_by_orientation: a device's batch holds images that are wider than high, or images that are not, as
             published: less padding.
-        train_limit: use the first so many training images only.
-        val_limit: use the first so many validation images only.
+        train_limit: use the first N training images only.
+        val_limit: use the first N validation images only.
         max_unreadable: fraction of unreadable images, of those in a split, above which the run stops.
         seed: see `seed_everything`.
     """

@@ -106,7 +106,7 @@ class Detection(Task):
             for part in self.data.parts:
                 self.data.source(part).check_classes(self.num_classes)
         if not self.num_classes:
-            raise TrainingError("without data nobody knows how many classes there are: set model.num_classes")
+            raise TrainingError("without data the number of classes is unknown: set model.num_classes")
         network = create_detector(
             self.name,
             self.backbone,

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ganglion.layers import emulation
 from ganglion.layers.basic import DepthwiseConv2d, PatchMerging, ResidualDWConv, patches
+from ganglion.layers.block import Block
 from tests.tolerances import relative_rms
 
 FAMILIES = ["test_vmamba", "test_sparx_mamba", "test_sparx_swin"]
@@ -123,7 +124,7 @@ def test_convolutions_heed_their_padding_mode(model, kind):
         assert torch.equal(model(x), expected) == (not convolutions)
 
 
-def test_nothing_is_taken_for_a_part_to_be_fused(model):
+def test_what_is_fused_computes_the_same(model):
     x = image(64, 48)
     with torch.no_grad():
         torch.testing.assert_close(reparameterize_model(model)(x), model(x))
@@ -290,3 +291,24 @@ def test_no_map_with_the_channels_last_is_kept_for_the_backward_pass(model):
     sides = [(64 // stride, 96 // stride) for stride in (4, 8, 16, 32)]
     assert any(t.ndim == 4 and t.shape[2:] in sides for t in kept)
     assert [t.shape for t in kept if t.ndim == 4 and t.shape[1:3] in sides and t.shape[3] > 1] == []
+
+
+def test_blocks_of_one_shape_share_a_compiled_graph():
+    """Compiling block by block (docs/gpu.md) is cheaper than the whole network only if they do."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    network = timm.create_model("vmamba_nano").eval()
+    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    x = image(64, 64)
+    with torch.no_grad():
+        expected = network(x)
+        for block in blocks:
+            block.compile(backend=backend, dynamic=False)
+        torch.testing.assert_close(network(x), expected)
+    torch.compiler.reset()
+    assert len(graphs) == 4 < len(blocks)

@@ -66,7 +66,13 @@ def rms_norm_fn(
 class RMSNorm(nn.Module):
     """`rms_norm_fn` with a weight (hidden_size,), which begins at one, and no bias."""
 
-    def __init__(self, hidden_size: int, eps: float = 1e-5, device=None, dtype=None):
+    def __init__(
+        self,
+        hidden_size: int,
+        eps: float = 1e-5,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))

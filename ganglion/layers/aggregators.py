@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import check_choice
-from .basic import Chain, make_norm, to_map, to_tokens
+from .basic import Chain, Device, DType, make_norm, to_map, to_tokens
 from .dmca import DMCA, Fusion, conv_bn, project_earlier, spatial_reduction
 from .mlp import ConvFFN
 
@@ -32,7 +32,9 @@ AggregatorName = Literal["dmca", "concat", "no_cgca", "csa", "sra", "sca"]
 class Concat(nn.Module):
     """Concatenation of x and the earlier features, norm, ConvFFN (L + 1) C -> 2 C -> out. Matches 27.9 M, 5.5 G."""
 
-    def __init__(self, dim: int, n_earlier: int, out_channels: int, *, device=None, dtype=None):
+    def __init__(
+        self, dim: int, n_earlier: int, out_channels: int, *, device: Device = None, dtype: DType = None
+    ):
         super().__init__()
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -50,7 +52,9 @@ class ConcatQueryValue(nn.Module):
     26.3 M, 5.3 G against the paper's 26.4 M, 5.3 G.
     """
 
-    def __init__(self, dim: int, n_earlier: int, out_channels: int, *, device=None, dtype=None):
+    def __init__(
+        self, dim: int, n_earlier: int, out_channels: int, *, device: Device = None, dtype: DType = None
+    ):
         super().__init__()
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -99,8 +103,8 @@ class SpatialDMCA(nn.Module):
         sr_ratio: int,
         groups: int,
         multi_scale: bool,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         super().__init__()
         self.out_channels = out_channels
@@ -137,7 +141,7 @@ class SpatialDMCA(nn.Module):
 class MergedTokens(nn.Module):
     """Keys and values of one earlier feature, (B, C, H, W) -> (B, h * w, 2 C): calibrated, merged, projected."""
 
-    def __init__(self, dim: int, sr_ratio: int, *, device=None, dtype=None):
+    def __init__(self, dim: int, sr_ratio: int, *, device: Device = None, dtype: DType = None):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = make_norm("gn", dim, **dd)
@@ -165,8 +169,8 @@ class CrossAttention(nn.Module):
         *,
         sr_ratio: int,
         groups: int,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         super().__init__()
         self.out_channels = out_channels
@@ -197,8 +201,8 @@ def make_aggregator(
     groups: int = 4,
     skip: bool = True,
     learned_scale: bool = False,
-    device=None,
-    dtype=None,
+    device: Device = None,
+    dtype: DType = None,
 ) -> nn.Module:
     """The aggregator of a ganglion layer that reads `n_earlier` maps of `dim` channels.
 

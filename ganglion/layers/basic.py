@@ -18,6 +18,10 @@ from ..config import check_choice
 from ..ops.depthwise import depthwise_conv2d, is_depthwise
 from ..ops.norm_op import norm_map
 
+#: Where a module's parameters lie and of what type they are, as torch's own modules take it. None: torch's default.
+Device = torch.device | str | int | None
+DType = torch.dtype | None
+
 Norm = Literal["ln", "bn", "gn"]
 Act = Literal["silu", "gelu", "relu"]
 
@@ -43,7 +47,15 @@ class LayerNorm2d(nn.LayerNorm):
         it is then written once, and in that dtype; elsewhere it is float32, and the products cast it, to the same.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5, *, halves: bool = False, device=None, dtype=None):
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-5,
+        *,
+        halves: bool = False,
+        device: Device = None,
+        dtype: DType = None,
+    ):
         super().__init__(channels, eps, device=device, dtype=dtype)
         self.halves = halves
 
@@ -59,7 +71,15 @@ class LayerNorm2d(nn.LayerNorm):
 class GroupNorm2d(nn.GroupNorm):
     """GroupNorm with one group, over channels, height and width of a map. halves: as for `LayerNorm2d`."""
 
-    def __init__(self, channels: int, eps: float = 1e-5, *, halves: bool = False, device=None, dtype=None):
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-5,
+        *,
+        halves: bool = False,
+        device: Device = None,
+        dtype: DType = None,
+    ):
         super().__init__(1, channels, eps, device=device, dtype=dtype)
         self.halves = halves
 
@@ -106,7 +126,13 @@ def sum_and_norm(
 
 
 def make_norm(
-    kind: Norm, channels: int, *, eps: float = 1e-5, halves: bool = False, device=None, dtype=None
+    kind: Norm,
+    channels: int,
+    *,
+    eps: float = 1e-5,
+    halves: bool = False,
+    device: Device = None,
+    dtype: DType = None,
 ) -> nn.Module:
     """ "ln" LayerNorm over channels, "bn" BatchNorm, "gn" GroupNorm with one group (over C, H and W).
 
@@ -187,7 +213,15 @@ def _with_norm(layer: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
 class DepthwiseConv2d(nn.Conv2d):
     """Depthwise convolution that keeps the size, trained on a CPU with a native kernel."""
 
-    def __init__(self, channels: int, kernel_size: int, *, bias: bool = True, device=None, dtype=None):
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        bias: bool = True,
+        device: Device = None,
+        dtype: DType = None,
+    ):
         padding = kernel_size // 2
         super().__init__(
             channels,
@@ -209,7 +243,7 @@ class DepthwiseConv2d(nn.Conv2d):
 class ResidualDWConv(DepthwiseConv2d):
     """x + depthwise 3x3 convolution of x."""
 
-    def __init__(self, channels: int, *, device=None, dtype=None):
+    def __init__(self, channels: int, *, device: Device = None, dtype: DType = None):
         super().__init__(channels, 3, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -267,8 +301,8 @@ class ConvNorm(nn.Module):
         norm: Norm,
         bias: bool = True,
         act: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -308,7 +342,9 @@ class PatchMerging(nn.Module):
     With stride 1, patches begin at every pixel, and their pixels are `dilation` apart: see `Backbone`'s output_stride.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, device=None, dtype=None):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, norm: Norm, device: Device = None, dtype: DType = None
+    ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = make_norm(norm, 4 * in_channels, **dd)

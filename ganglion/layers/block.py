@@ -6,7 +6,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .basic import sum_and_norm
+from .basic import Device, DType, sum_and_norm
 
 
 class Block(nn.Module):
@@ -33,8 +33,8 @@ class Block(nn.Module):
         post_norm: bool = False,
         layer_scale: bool = False,
         drop_path: float = 0.0,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
@@ -90,7 +90,7 @@ class IdentityScale(nn.Module):
     The weight has four axes, as the published depthwise 1x1 convolution, so that weight decay takes it the same way.
     """
 
-    def __init__(self, dim: int, *, device=None, dtype=None):
+    def __init__(self, dim: int, *, device: Device = None, dtype: DType = None):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim, 1, 1, 1, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))

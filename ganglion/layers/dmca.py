@@ -12,7 +12,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .basic import Chain, DepthwiseConv2d, make_norm, to_map, to_tokens
+from .basic import Chain, DepthwiseConv2d, Device, DType, make_norm, to_map, to_tokens
 
 torch.fx.wrap("to_map")
 torch.fx.wrap("to_tokens")
@@ -27,7 +27,9 @@ class ChannelAttention(nn.Module):
         networks, whose input size varies.
     """
 
-    def __init__(self, groups: int, *, learned_scale: bool = False, device=None, dtype=None):
+    def __init__(
+        self, groups: int, *, learned_scale: bool = False, device: Device = None, dtype: DType = None
+    ):
         super().__init__()
         self.groups = groups
         # The published start: 1 / sqrt of the number of reduced pixels of an 800 x 1333 image.
@@ -93,8 +95,8 @@ class DMCA(nn.Module):
         groups: int = 4,
         skip: bool = True,
         learned_scale: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -147,7 +149,9 @@ class Fusion(nn.Sequential):
     of equal size leave over are means: of all channels, or of each half of them.
     """
 
-    def __init__(self, dim: int, out_channels: int, *, parts: int = 3, device=None, dtype=None):
+    def __init__(
+        self, dim: int, out_channels: int, *, parts: int = 3, device: Device = None, dtype: DType = None
+    ):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         width, pad = parts * dim, out_channels % parts
         super().__init__(
@@ -172,7 +176,7 @@ class Fusion(nn.Sequential):
         return x
 
 
-def project_earlier(dim: int, n_earlier: int, out_channels: int, dd: dict) -> Chain:
+def project_earlier(dim: int, n_earlier: int, out_channels: int, dd: dict[str, Any]) -> Chain:
     """(B, L * C, H, W) -> (B, out_channels, H, W): depthwise 3x3, BatchNorm, GELU, 1x1, GELU."""
     width = n_earlier * dim
     return Chain(
@@ -184,7 +188,7 @@ def project_earlier(dim: int, n_earlier: int, out_channels: int, dd: dict) -> Ch
     )
 
 
-def spatial_reduction(dim: int, ratio: int, dd: dict) -> nn.Module:
+def spatial_reduction(dim: int, ratio: int, dd: dict[str, Any]) -> nn.Module:
     """A strided depthwise convolution, BatchNorm and GELU: side n becomes ceil(n / ratio)."""
     if ratio == 1:
         return nn.Identity()
@@ -195,6 +199,6 @@ def spatial_reduction(dim: int, ratio: int, dd: dict) -> nn.Module:
     )
 
 
-def conv_bn(dim: int, dd: dict) -> tuple[nn.Module, nn.Module]:
+def conv_bn(dim: int, dd: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     """A linear projection and its BatchNorm."""
     return nn.Linear(dim, dim, bias=False, **dd), make_norm("bn", dim, **dd)

@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .basic import to_tokens
+from .basic import Device, DType, to_tokens
 
 torch.fx.wrap("to_tokens")
 
@@ -31,8 +31,8 @@ class Mixer(nn.Module):
         in_proj: nn.Module | None,
         *,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

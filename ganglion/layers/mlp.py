@@ -13,7 +13,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .basic import ResidualDWConv, to_map, to_tokens
+from .basic import Device, DType, ResidualDWConv, to_map, to_tokens
 
 torch.fx.wrap("to_map")
 torch.fx.wrap("to_tokens")
@@ -41,7 +41,7 @@ def n_slices(x: Tensor, hidden_features: int, whole: int) -> int:
 class Mlp(nn.Module):
     """fc1, GELU, fc2 at every pixel of (B, C, H, W)."""
 
-    def __init__(self, in_features: int, hidden_features: int, *, device=None, dtype=None):
+    def __init__(self, in_features: int, hidden_features: int, *, device: Device = None, dtype: DType = None):
         super().__init__()
         self.hidden_features = hidden_features
         self.fc1 = nn.Linear(in_features, hidden_features, device=device, dtype=dtype)
@@ -62,7 +62,7 @@ class Mlp(nn.Module):
 class GatedMlp(timm.layers.GluMlp):
     """fc1 to two halves u and z, fc2(u * GELU(z)), at every pixel of (B, C, H, W)."""
 
-    def __init__(self, in_features: int, hidden_features: int, *, device=None, dtype=None):
+    def __init__(self, in_features: int, hidden_features: int, *, device: Device = None, dtype: DType = None):
         super().__init__(in_features, 2 * hidden_features, act_layer=nn.GELU, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ class ConvFFN(nn.Module):
         hidden_features: int,
         out_features: int | None = None,
         *,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

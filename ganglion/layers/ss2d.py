@@ -14,7 +14,7 @@ from ..config import check_choice
 from ..ops import Route, pattern
 from ..ops.dispatch import check_request
 from ..ops.scan2d_op import scan_tokens
-from .basic import Act, DepthwiseConv2d, make_act, make_norm, to_map, to_tokens
+from .basic import Act, DepthwiseConv2d, Device, DType, make_act, make_norm, to_map, to_tokens
 from .mixer import Mixer
 
 torch.fx.wrap("to_map")
@@ -41,7 +41,7 @@ class SpatialSoftmax(nn.Module):
         return x.flatten(2).softmax(-1).unflatten(2, x.shape[2:])
 
 
-def _make_out_norm(kind: OutNorm, channels: int, halves: bool, dd: dict) -> nn.Module:
+def _make_out_norm(kind: OutNorm, channels: int, halves: bool, dd: dict[str, Any]) -> nn.Module:
     check_choice("norm after the scan", kind, OutNorm)
     if kind in ("ln", "gn"):
         return make_norm(kind, channels, halves=halves, **dd)
@@ -86,8 +86,8 @@ class SS2D(Mixer):
         ssm_init: SSMInit = "v0",
         in_proj: nn.Module | None = None,
         backend: str = "auto",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         check_choice("scan", scan, Scan)
         check_request(backend)

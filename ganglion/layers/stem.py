@@ -10,13 +10,13 @@ from typing import Any, Literal
 from torch import nn
 
 from ..config import check_choice
-from .basic import ConvNorm, Norm, PatchMerging
+from .basic import ConvNorm, Device, DType, Norm, PatchMerging
 
 Downsample = Literal["merge", "conv2", "conv3"]
 
 
 def patch_stem(
-    in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device=None, dtype=None
+    in_chans: int, dim: int, *, norm: Norm, patch_size: int = 4, device: Device = None, dtype: DType = None
 ) -> nn.Sequential:
     """One convolution of a patch, at the stride of a patch (VMamba's stem v1). Side n becomes n // patch_size."""
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -31,8 +31,8 @@ def conv_stem(
     patch_size: int = 4,
     bias: bool = True,
     extra: bool = False,
-    device=None,
-    dtype=None,
+    device: Device = None,
+    dtype: DType = None,
 ) -> nn.Sequential:
     """Two 3x3 convolutions, GELU between (VMamba's stem v2, SparX's v1), of strides 2 and patch_size / 2.
 
@@ -52,7 +52,14 @@ def conv_stem(
 
 
 def make_downsample(
-    kind: Downsample, in_dim: int, out_dim: int, *, norm: Norm, bias: bool = True, device=None, dtype=None
+    kind: Downsample,
+    in_dim: int,
+    out_dim: int,
+    *,
+    norm: Norm,
+    bias: bool = True,
+    device: Device = None,
+    dtype: DType = None,
 ) -> nn.Module:
     """ "merge" Swin's patch merging, "conv2" a 2x2 and "conv3" a 3x3 convolution of stride 2 (VMamba's v1, v2, v3).
 

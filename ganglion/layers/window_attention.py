@@ -14,6 +14,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .basic import Device, DType
 from .mixer import Mixer
 
 
@@ -24,7 +25,7 @@ class WindowAttention(timm.models.swin_transformer.WindowAttention):
     a function of theirs in its place, as ptflops does: they would leave out a third of a small network.
     """
 
-    def __init__(self, dim: int, heads: int, window: int, *, device=None, dtype=None):
+    def __init__(self, dim: int, heads: int, window: int, *, device: Device = None, dtype: DType = None):
         super().__init__(dim, num_heads=heads, window_size=window, device=device, dtype=dtype)
         # The projection acts on the whole map, before it is cut into windows.
         itself: Any = self  # timm's type of it is that of a linear layer
@@ -60,8 +61,8 @@ class WindowAttention2d(Mixer):
         window: int = 7,
         shift: bool = False,
         in_proj: nn.Module | None = None,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(dim, 3 * dim, in_proj, **dd)

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..config import check_choice
-from ..layers.basic import PatchMerging
+from ..layers.basic import Device, DType, PatchMerging
 from ..layers.emulation import Float32Products, emulated
 from .connections import STAGE_INPUT, Plan
 from .weight_names import current_name
@@ -152,7 +152,7 @@ def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
 class PositionEmbedding(nn.Module):
     """A learned map added to the features, resized to their size (VMamba's `posembed`)."""
 
-    def __init__(self, channels: int, size: tuple[int, int], *, device=None, dtype=None):
+    def __init__(self, channels: int, size: tuple[int, int], *, device: Device = None, dtype: DType = None):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, channels, *size, device=device, dtype=dtype))
         nn.init.trunc_normal_(self.weight, std=0.02)
@@ -259,8 +259,8 @@ class Backbone(nn.Module):
         pos_embed: PositionEmbedding | None = None,
         out_norms: Sequence[nn.Module] | None = None,
         output_stride: int = 32,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         super().__init__()
         if output_stride not in (8, 16, 32):
@@ -271,7 +271,7 @@ class Backbone(nn.Module):
         self.stem = stem
         self.pos_embed = pos_embed if pos_embed is not None else nn.Identity()
         self.stages = nn.Sequential(*stages)
-        self.feature_info = []
+        self.feature_info: list[dict[str, Any]] = []
         stride, dilation = patch_size, 1
         for i, (stage, dim) in enumerate(zip(stages, dims, strict=True)):
             if i and stride >= output_stride:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..config import check_kernel, check_literals, check_positive
 from ..layers.aggregators import AggregatorName, make_aggregator
-from ..layers.basic import ResidualDWConv, make_norm
+from ..layers.basic import Device, DType, ResidualDWConv, make_norm
 from ..layers.block import Block
 from ..layers.mlp import ConvFFN, Mlp
 from ..layers.ss2d import SS2D, Scan
@@ -169,8 +169,8 @@ class SparX(Backbone):
         out_norms: bool = False,
         output_stride: int = 32,
         backend: str = "auto",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         c = config

@@ -13,7 +13,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ..config import check_kernel, check_literals, check_positive
-from ..layers.basic import Act, make_norm
+from ..layers.basic import Act, Device, DType, make_norm
 from ..layers.block import Block
 from ..layers.mlp import GatedMlp, Mlp
 from ..layers.ss2d import SS2D, OutNorm, Scan, SSMInit
@@ -98,8 +98,8 @@ class VMamba(Backbone):
         out_norms: bool = False,
         output_stride: int = 32,
         backend: str = "auto",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
     ):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         c = config

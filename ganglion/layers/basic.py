@@ -102,7 +102,7 @@ def _normalised(
     if not isinstance(x, Tensor):  # a tracer's
         return None
     device, dtype = x.device.type, x.dtype
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device) if norm.halves else torch.float32
     per_image = isinstance(norm, nn.GroupNorm)
     return norm_map(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.masks import IGNORED
 from .layers import Neck
 from .pyramid import Pyramid
 from .semantic_fpn import SemanticFPNHead
 from .upernet import AuxiliaryHead, UperNetHead
 from .weight_names import SEGMENTOR
-
-#: The label of pixels that count nowhere.
-IGNORED = 255
 
 
 class Segmentor(nn.Module):
@@ -40,8 +39,13 @@ class Segmentor(nn.Module):
         self.backbone, self.neck, self.decode_head = backbone, neck, decode_head
         self.auxiliary_head = auxiliary_head
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images: (B, in_chans, H, W), normalised. Returns logits (B, C, H, W)."""
+    def forward(self, images: Any) -> Any:
+        """images: (B, in_chans, H, W), normalised. Returns logits (B, C, H, W).
+
+        A list of images (in_chans, h, w) of sizes of their own gives a list of logits (C, h, w), one after the other.
+        """
+        if isinstance(images, list):
+            return [self(image[None])[0] for image in images]
         return resize_to(self.low_resolution(images), images.shape[2:])
 
     def low_resolution(self, images: Tensor) -> Tensor:

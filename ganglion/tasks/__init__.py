@@ -23,7 +23,7 @@ from types import ModuleType
 from ..errors import unknown
 
 #: What can be trained: folders here.
-TASKS = ("classification", "detection")
+TASKS = ("classification", "detection", "segmentation")
 
 #: What files say nothing of was made for.
 DEFAULT = "classification"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,22 +9,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ...errors import shown
+from ..pixels import colour
 from . import rle
 
 #: Share of a mask's colour over the image.
 _COVER = 0.42
-#: Neighbouring classes differ in hue by the golden section of the circle.
-_STEP = 0.61803398875
 
 Box = tuple[float, float, float, float]
-
-
-def colour(index: int) -> tuple[int, int, int]:
-    """The colour of a class: the same in every image."""
-    red, green, blue = colorsys.hsv_to_rgb(
-        (0.02 + index * _STEP) % 1, (0.85, 0.65)[index % 2], (0.95, 0.8)[index // 2 % 2]
-    )
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw(image: Image.Image, entry: Mapping[str, Any]) -> Image.Image:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from ...config import check_literals, check_positive, check_range
 from ...data import Ragged
 from ...data.decode import Raw
+from ..pixels import new_size, resize, to_pixels
 from .rle import bitmap
 
 #: Of the DETR-style scales: the short sides before a crop, and the range of the crop's sides.
@@ -42,48 +42,6 @@ class DetectionAugmentation:
         check_literals(self)
         check_positive(self, "short_sides")
         check_range("data.augmentation.hflip", self.hflip, 0, 1)
-
-
-def new_size(size: Sequence[int], long_side: int, short_side: int) -> tuple[int, int]:
-    """(height, width) of an image (height, width) that keeps its ratio and fits both sides; halves are rounded up."""
-    factor = min(long_side / max(size), short_side / min(size))
-    return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
-
-
-def to_pixels(image: Raw) -> Tensor:
-    """(C, h, w) uint8."""
-    if isinstance(image, Tensor):
-        return image
-    values = np.array(image)
-    return torch.from_numpy(values[None] if values.ndim == 2 else values.transpose(2, 0, 1).copy())
-
-
-def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, h, w) uint8 to a size (height, width), bilinear without antialiasing, in whole numbers as OpenCV does it.
-
-    Weights have 11 bits, rows come first. Of 10,000 values some three differ from OpenCV's, by one."""
-    channels, height, width = pixels.shape
-    if (height, width) == size:
-        return pixels
-    # Rows of a matrix, so that both steps copy what lies together.
-    x = _weighted(pixels.permute(2, 1, 0).reshape(width, -1).int(), size[1], (4, 0))
-    x = x.view(size[1], height, channels).transpose(0, 1).reshape(height, -1)
-    x = _weighted(x, size[0], (0, 16)).add_(2).bitwise_right_shift_(2)
-    return x.clamp_(0, 255).to(torch.uint8).view(*size, channels).permute(2, 0, 1)
-
-
-def _weighted(x: Tensor, count: int, shifts: tuple[int, int]) -> Tensor:
-    """Between the rows of x (n, ...) int32 at `count` places: (count, ...). shifts: bits that are cut off the sum, and
-    off each part of it."""
-    place = ((torch.arange(count, dtype=torch.float64) + 0.5) * (len(x) / count) - 0.5).float()
-    low = place.floor()
-    share = torch.where((low < 0) | (low >= len(x) - 1), torch.zeros_like(place), place - low)
-    low = low.long().clamp(0, len(x) - 1)
-    parts = []
-    for index, weight in ((low, 1 - share), ((low + 1).clamp(max=len(x) - 1), share)):
-        whole = (weight * 2048).round().int()
-        parts.append(x[index].mul_(whole[:, None]).bitwise_right_shift_(shifts[1]))
-    return parts[0].add_(parts[1]).bitwise_right_shift_(shifts[0])
 
 
 class Resize:

@@ -1,0 +1,161 @@
+"""Semantic segmentation: UperNet or Semantic FPN on any network with four maps, measured by mean IoU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ...config import check_range
+from ...data import Batch
+from ...errors import unknown
+from ...heads import SEGMENTORS, create_segmentor
+from ...models import load_checkpoint
+from ...training.errors import TrainingError
+from ...training.optimization import OptimizerConfig, ScheduleConfig
+from ...training.summary import parameters_line
+from ...training.task import Task
+from .data import SegmentationData
+from .metrics import SegmentationMetrics
+
+
+class Segmentation(Task):
+    """A segmentor and its losses.
+
+    Args:
+        backbone: a network of this library or of timm.
+        name: the segmentor.
+        num_classes: classes. null: those of the data.
+        in_chans: channels of the images.
+        pretrained: the backbone begins with its published classifier's weights.
+        initial_checkpoint: begin with the weights of this file: a published segmentor of as many classes, or a
+            classifier, whose weights the backbone takes.
+        drop_path_rate: stochastic depth of the last block. null: the network's own.
+        backbone_args: further arguments of the backbone.
+        config: fields of the segmentor's configuration, e.g. {channels: 256}.
+        optimizer: see `optimizer`.
+        schedule: see `schedule`.
+        seed: see `seed_everything`.
+        grad_checkpointing: recompute blocks of the backbone in the backward pass.
+        compile: torch.compile the backbone, as all of its blocks.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        name: str = "upernet",
+        num_classes: int | None = None,
+        in_chans: int = 3,
+        pretrained: bool = False,
+        initial_checkpoint: str | None = None,
+        drop_path_rate: float | None = None,
+        backbone_args: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  frozen
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        seed: int = 0,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+    ):
+        super().__init__(
+            optimizer=optimizer,
+            schedule=schedule,
+            seed=seed,
+            grad_checkpointing=grad_checkpointing,
+            compile=compile,
+        )
+        if not timm.is_model(backbone):
+            raise ValueError("model.backbone: " + unknown("network", backbone, timm.list_models()))
+        if name not in SEGMENTORS:
+            raise ValueError("model.name: " + unknown("segmentor", name, SEGMENTORS))
+        check_range("model.num_classes", num_classes, 1)
+        check_range("model.in_chans", in_chans, 1)
+        check_range("model.drop_path_rate", drop_path_rate, 0, below=1)
+        self.name, self.backbone, self.num_classes, self.in_chans = name, backbone, num_classes, in_chans
+        self.pretrained, self.initial_checkpoint = pretrained, initial_checkpoint
+        self.backbone_args = dict(backbone_args or {})
+        if in_chans != 3:
+            self.backbone_args["in_chans"] = in_chans
+        if drop_path_rate is not None:
+            self.backbone_args["drop_path_rate"] = drop_path_rate
+        self.config = dict(config or {})
+
+    @property
+    def data(self) -> SegmentationData:
+        data = super().data
+        assert isinstance(data, SegmentationData)
+        return data
+
+    def metrics(self) -> SegmentationMetrics:
+        return SegmentationMetrics(self.data.source("train").class_names or [] if self.has_data else [])
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(f"val/{name}" for name in SegmentationMetrics.TITLES)
+
+    def describe(self) -> str:
+        return f"{self.name} on {self.backbone}, {parameters_line(self.network)}, {self.num_classes} classes"
+
+    def build(self) -> nn.Module:
+        if self.has_data:
+            if self.num_classes is None:
+                self.num_classes = self.data.source("train").num_classes
+            for part in self.data.parts:
+                self.data.source(part).check_classes(self.num_classes)
+        if not self.num_classes:
+            raise TrainingError("without data nobody knows how many classes there are: set model.num_classes")
+        network = create_segmentor(
+            self.name,
+            self.backbone,
+            num_classes=self.num_classes,
+            pretrained=self.pretrained,
+            backbone_args=self.backbone_args,
+            **self.config,
+        )
+        if self.initial_checkpoint is not None:
+            self._load(network, self.initial_checkpoint)
+        return network
+
+    def _load(self, network: nn.Module, file: str) -> None:
+        try:
+            report = load_checkpoint(network, file)
+        except ValueError as error:
+            backbone: Any = network.backbone
+            report = load_checkpoint(backbone.network, file, strict=False)
+            missing = [name for name in report.missing if "norm" not in name and "scale" not in name]
+            if missing:
+                raise TrainingError(
+                    f"model.initial_checkpoint {file!r} is neither a {self.name} on {self.backbone} ({error}) nor a "
+                    f"{self.backbone}: no {missing[0]}"
+                ) from error
+        self.note(f"{file}: {report}")
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "model": self.name,
+            "backbone": self.backbone,
+            "backbone_args": self.backbone_args,
+            "config": self.config,
+            "num_classes": self.num_classes,
+            "data_config": self.data.data_config(self.in_chans),
+            "class_names": list(self.data.source("train").class_names or []),
+        }
+
+    def forward(self, images: Any) -> Any:
+        """Logits at the size of the images."""
+        self.configure_model()
+        return self.network(images)
+
+    def loss(self, batch: Batch) -> Tensor:
+        self.configure_model()
+        segmentor: Any = self.network
+        losses = segmentor.loss(batch.images, batch.targets)
+        return torch.stack([value for name, value in losses.items() if name.endswith("loss_ce")]).sum()
+
+
+#: What `ganglion fit` trains, and on what.
+TASK = Segmentation
+DATA = SegmentationData

@@ -1,0 +1,262 @@
+"""Segmentation: label maps as they come, the published pipeline, the metric against goldens, and a whole run."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ganglion
+from ganglion.data import Batch, BrokenImage, DataError
+from ganglion.data.masks import IGNORED, MaskSource
+from ganglion.tasks.segmentation.metrics import SegmentationMetrics, open_masks
+from ganglion.tasks.segmentation.prediction import draw, label_map
+from ganglion.tasks.segmentation.training import Segmentation
+from ganglion.tasks.segmentation.transforms import (
+    Augment,
+    Resize,
+    SegmentationAugmentation,
+    _hsv,
+    _rgb,
+    cropped,
+)
+from ganglion_cli import main
+
+from .runs import read_last
+
+CONFIG = {"input_size": [3, 32, 128], "mean": [0.5], "std": [0.25]}
+NAMES = ["sky", "road", "car"]
+
+
+def write(root, split: str, count: int, size=(40, 48), mode="L"):
+    for kind in ("images", "masks"):
+        (root / kind / split).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(split))
+    for i in range(count):
+        labels = np.zeros(size, np.uint8)
+        labels[size[0] // 2 :] = 1
+        labels[-8:, 4 + i : 20 + i] = 2
+        image = np.array([[80, 120, 250], [90, 90, 90], [250, 40, 40]], np.uint8)[labels]
+        image = np.clip(image + rng.integers(-20, 20, image.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(root / "images" / split / f"{i}.png")
+        Image.fromarray(labels).save(root / "masks" / split / f"{i}.png")
+    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / "data"
+    write(root, "train", 6)
+    write(root, "val", 3)
+    return root
+
+
+def source(folder, mask: Image.Image, **options) -> MaskSource:
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", mask.size).save(folder / "images" / "a.jpg")
+    mask.save(folder / "masks" / "a.png")
+    return MaskSource(folder / "images", folder / "masks", **({"class_names": NAMES} | options))
+
+
+VALUES = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
+
+
+def palette_image() -> Image.Image:
+    image = Image.fromarray(VALUES, "P")
+    image.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0] + 759 * [7])
+    return image
+
+
+@pytest.mark.parametrize(
+    "mask, options, expected",
+    [
+        (Image.fromarray(VALUES), {}, VALUES),
+        (palette_image(), {}, VALUES),
+        (Image.fromarray(VALUES.astype(np.uint16)), {}, VALUES),
+        (Image.fromarray(np.stack([VALUES] * 3, 2)), {}, VALUES),
+        (Image.fromarray(VALUES), {"reduce_zero_label": True}, [[255, 0, 1], [1, 255, 0]]),
+        (Image.fromarray(VALUES), {"classes": ["car", "sky"]}, [[1, 255, 0], [0, 255, 255]]),
+        (
+            palette_image().convert("RGB"),
+            {"colours": [[9, 9, 9], [200, 0, 0], [1, 2, 3]]},
+            [[0, 1, 255], [255, 255, 1]],
+        ),
+    ],
+)
+def test_masks_of_every_form(mask, options, expected, tmp_path):
+    _, labels = source(tmp_path, mask, **options).image(0)
+    if "colours" in options:  # what the palette says of 2 and 255 is no class
+        labels = torch.where(labels > 1, IGNORED, labels)
+    assert labels.tolist() == np.asarray(expected).tolist() and labels.dtype == torch.int64
+
+
+def test_a_mask_that_is_wrong_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"a\.png holds the labels \[7\]: expected 0 to 2 for 3 classes"):
+        source(tmp_path / "1", Image.fromarray(np.full((2, 3), 7, np.uint8))).image(0)
+    found = source(tmp_path / "2", Image.fromarray(VALUES))
+    Image.new("RGB", (5, 4)).save(tmp_path / "2" / "images" / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.png has 3 x 2 pixels, its image .*a\.jpg 5 x 4"):
+        found.image(0)
+    colours = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3))
+    with pytest.raises(DataError, match=r"a\.png is an image of colours"):
+        source(tmp_path / "3", colours).image(0)
+    found = source(tmp_path / "4", Image.fromarray(VALUES))
+    (tmp_path / "4" / "masks" / "a.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(BrokenImage):
+        found.image(0)
+
+
+def test_folders_that_are_wrong_are_named(tmp_path, data):
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
+        open_masks(str(tmp_path / "nowhere"), "train")
+    with pytest.raises(
+        DataError, match=r"there is no folder .*test: expected images; in .* are images, masks"
+    ):
+        open_masks(str(data), "test")
+    with pytest.raises(
+        DataError, match=r"none of the 6 images in .* has a mask in .*: expected 0.png for 0.png"
+    ):
+        for file in (data / "masks" / "train").iterdir():
+            file.rename(file.with_name(f"x{file.name}"))
+        open_masks(str(data), "train")
+    (data / "masks" / "val" / "0.png").unlink()
+    assert open_masks(str(data), "val").note == "1 images without a mask"
+    with pytest.raises(DataError, match=r"classes are .*'bus'.*expected some of sky, road, car"):
+        open_masks(str(data), "val", classes=["bus"])
+
+
+def test_cityscapes_names(tmp_path):
+    for kind, ending in (("images", "_leftImg8bit"), ("masks", "_gtFine_labelTrainIds")):
+        (tmp_path / kind / "val" / "town").mkdir(parents=True)
+        Image.fromarray(VALUES).save(tmp_path / kind / "val" / "town" / f"a{ending}.png")
+    found = MaskSource(tmp_path / "images", tmp_path / "masks", class_names=NAMES)
+    assert len(found) == 1 and found.name(0) == "val/town/a_leftImg8bit.png"
+
+
+def test_sizes_are_the_published():
+    """512 x 2048, ratio kept, halves up; for SparX each side up to a multiple of 32."""
+    config = CONFIG | {"input_size": [3, 512, 2048]}
+    image = Image.new("RGB", (683, 512))
+    assert Resize(config)(image, None)[0].shape == (3, 512, 683)
+    assert Resize(config | {"multiple": 32})(image, None)[0].shape == (3, 512, 704)
+    assert Resize(config)(Image.new("RGB", (3000, 500)), None)[0].shape == (3, 341, 2048)
+
+
+def test_augmentation_moves_image_and_labels_together():
+    labels = torch.zeros(40, 64, dtype=torch.long)
+    labels[:, 32:] = 2
+    labels[20:, :32] = 1
+    colours = torch.tensor([[0, 0, 0], [100, 100, 100], [200, 200, 200]], dtype=torch.uint8)
+    image = Image.fromarray(colours[labels].numpy())
+    augment = Augment(CONFIG, SegmentationAugmentation(crop=48, distortion=0.0))
+    sizes = set()
+    for seed in range(12):
+        random.seed(seed)
+        pixels, found = augment(image, labels)
+        assert pixels.shape == (3, 48, 48) and found.shape == (48, 48)
+        sizes.add((found != IGNORED).sum().item())
+        there = found != IGNORED
+        nearest = ((pixels.mean(0) * 0.25 + 0.5) * 255 / 100).round().long()
+        assert (nearest[there] == found[there]).float().mean() > 0.93  # but for blended edges
+        assert (pixels[:, ~there] == 0).all()
+    assert len(sizes) > 4
+
+
+def test_a_crop_is_of_more_than_one_class_where_it_can_be():
+    labels = torch.zeros(100, 100, dtype=torch.long)
+    labels[:, 70:] = 1
+    random.seed(0)
+    mostly = [torch.bincount(cropped(labels[None], labels, 40)[1].flatten()).max() / 1600 for _ in range(50)]
+    assert np.mean([share < 0.75 for share in mostly]) > 0.6
+
+
+def test_hue_and_saturation_as_opencv_has_them():
+    colours = torch.tensor(
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255], [128, 64, 32], [10, 10, 10]], dtype=torch.uint8
+    )
+    hue, saturation, value = _hsv(colours.T[:, None])
+    assert hue[0].tolist() == [0, 60, 120, 10, 0]
+    assert saturation[0].tolist() == [255, 255, 255, 191, 0] and value[0].tolist() == [255, 255, 255, 128, 10]
+    assert (_rgb(hue, saturation, value).int() - colours.T[:, None].int()).abs().max() <= 1
+
+
+def logits_of(labels: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(labels, n).movedim(-1, -3).float()
+
+
+def test_metric_by_hand_and_whatever_the_batches():
+    """Class 2 is predicted but never true: IoU 0, no accuracy. Class 3 is nowhere."""
+    labels = torch.tensor([[[0, 0, 1], [1, IGNORED, 0]]])
+    predicted = torch.tensor([[[0, 1, 1], [1, 2, 2]]])
+    metrics = SegmentationMetrics(["a", "b", "c", "d"])
+    metrics.update(logits_of(predicted, 4), Batch(torch.zeros(1), labels, []))
+    iou, accuracy = metrics.per_class()
+    assert iou[:3].tolist() == pytest.approx([1 / 3, 2 / 3, 0]) and iou[3].isnan()
+    assert accuracy[:2].tolist() == pytest.approx([1 / 3, 1]) and accuracy[2:].isnan().all()
+    values = metrics.values()
+    assert values == pytest.approx({"miou": 100 / 3, "macc": 200 / 3, "aacc": 60.0})
+    twice = SegmentationMetrics(["a", "b", "c", "d"])
+    for _ in range(2):
+        twice.update([logits_of(predicted, 4)[0]], Batch(torch.zeros(1), [{"labels": labels[0]}], []))
+    assert twice.values() == pytest.approx(values) and twice.reduce().images == 2
+    twice.update(torch.full((1, 4, 2, 3), torch.nan), Batch(torch.zeros(1), labels, []))
+    assert twice.not_finite == 1
+
+
+def test_a_task_needs_no_trainer(data):
+    task = Segmentation(
+        "test_vmamba", name="semantic_fpn", num_classes=3, config={"neck_channels": 8, "channels": 8}
+    )
+    loss = task.loss(Batch(torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64)), []))
+    loss.backward()
+    assert loss.isfinite()
+
+
+def arguments(data, output, *more: str) -> list[str]:
+    return [
+        "fit", "--task", "segmentation", "--data.root", str(data), "--output", str(output),
+        "--model.backbone", "test_vmamba", "--model.name", "semantic_fpn",
+        "--model.config", "{neck_channels: 8, channels: 8}", "--data.batch_size", "2", "--data.workers", "0",
+        "--data.long_side", "64", "--data.short_side", "48", "--data.augmentation.crop", "48",
+        "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--schedule.warmup_epochs", "0",
+        "--optimizer.lr", "0.003", *more,
+    ]  # fmt: skip
+
+
+def test_trained_validated_used(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(arguments(data, run)) == 0
+    assert read_last(run)["ganglion"]["task"] == "segmentation"
+    assert "val/miou" in (run / "log.csv").read_text().splitlines()[0]
+    model = ganglion.load_model(run / "model")
+    assert model.class_names == NAMES
+    (entry,) = ganglion.predict(model, data / "images" / "val" / "0.png")
+    labels = label_map(entry)
+    assert labels.shape == (40, 48) and sum(p["fraction"] for p in entry["predictions"]) == pytest.approx(1)
+    json.dumps(entry)
+    picture = draw(Image.open(data / "images" / "val" / "0.png"), entry)
+    assert picture.width == 48 and picture.height > 40
+    capsys.readouterr()
+    assert main(["validate", "--checkpoint", str(run / "model"), "--data", str(data)]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    save = ["--checkpoint", str(run / "model"), "--save", str(tmp_path / "drawn")]
+    assert main(["predict", str(data / "images" / "val"), *save]) == 0
+    assert len(list((tmp_path / "drawn").iterdir())) == 3
+    (data / "classes.txt").write_text("sky\nroad\nbus\n")
+    with pytest.raises(SystemExit):
+        main(["validate", "--checkpoint", str(run / "model"), "--data", str(data)])
+    assert "car" in capsys.readouterr().err
+
+
+def test_resumed_is_as_if_never_stopped(data, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(arguments(data, whole)) == 0
+    assert main(arguments(data, parts, "--trainer.max_steps", "4")) == 0
+    assert main(arguments(data, parts)) == 0
+    for name, value in read_last(whole)["state_dict"].items():
+        assert torch.equal(value, read_last(parts)["state_dict"][name]), name

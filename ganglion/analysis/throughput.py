@@ -25,7 +25,8 @@ class Throughput:
 
     infer_batch_size: images of a pass; less than asked for where that did not fit. infer_step_time: median, ms.
     out_of_memory: batches that did not fit. seconds: of each round.
-    memory: peak MB (2**20 bytes): allocated on a GPU with the weights; on a CPU counted, activations alone.
+    memory: peak MB (2**20 bytes): on a GPU allocated, with the weights of all networks in turn; on a CPU counted,
+        activations alone.
     """
 
     model: str

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         "threads": torch.get_num_threads(),
         "memory": "counted, activations alone; not the papers' measure"
         if cpu or args.dry_run
-        else "allocated",
+        else "allocated, with the weights of all rows",
     }
     if args.results_file is not None:
         try:

@@ -54,6 +54,10 @@ class MaskSource(IndexedSource):
         for folder, what in ((images, "images"), (masks, "masks")):
             if not folder.is_dir():
                 raise DataError(f"there is no folder {folder}: expected the {what}")
+        if not 0 < len(class_names) < IGNORED:
+            raise DataError(
+                f"{len(class_names)} classes: expected from 1 to {IGNORED - 1}, as {IGNORED} is no label"
+            )
         if colours is not None and len(colours) != len(class_names):
             raise DataError(f"{len(colours)} colours for {len(class_names)} classes: expected one for each")
         pairs, self.note = _pairs(images, masks)
@@ -67,7 +71,7 @@ class MaskSource(IndexedSource):
                 f"classes are {wanted}: expected some of {', '.join(map(shown, self._known))}, each once"
             )
         self.class_names = wanted
-        table = torch.full((256 if len(self._known) < 256 else 65536,), -1)
+        table = torch.full((256,), -1)
         table[IGNORED] = IGNORED
         for i, name in enumerate(self._known):
             table[i] = wanted.index(name) if name in wanted else IGNORED
@@ -110,6 +114,8 @@ class MaskSource(IndexedSource):
                     f"{file} is an image of colours: expected labels, or data.colours with the colour of every class"
                 )
             values = values[..., 0]
+        if values.dtype.kind not in "bui":
+            raise DataError(f"{file} has values of {values.dtype}: expected whole numbers, the labels")
         labels = torch.from_numpy(values.astype(np.int64))
         if self._reduce:
             # 0 is nothing and 255 stays; all others are one less.
@@ -137,11 +143,13 @@ def _of_colours(values: np.ndarray, colours: Sequence[Sequence[int]], file: Path
 
 def _pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], str]:
     """Images with their masks, in the order of their names, and what was left out."""
-    there = {
-        _stem(path, masks, _CITYSCAPES[1]): path
-        for path in sorted(masks.rglob("*"))
-        if path.suffix.lower() in _MASKS
-    }
+    there: dict[str, Path] = {}
+    for path in sorted(masks.rglob("*")):
+        if path.suffix.lower() in _MASKS:
+            stem = _stem(path, masks, _CITYSCAPES[1])
+            if stem in there:
+                raise DataError(f"{there[stem]} and {path} are masks of one name: expected one for an image")
+            there[stem] = path
     files = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in _IMAGES]
     pairs = [
         (f, there[_stem(f, images, _CITYSCAPES[0])])
@@ -156,8 +164,11 @@ def _pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], str]:
             f"none of the {len(files)} images in {images} has a mask in {masks}, which has {len(there)}: expected "
             f"{example} for {files[0].relative_to(images)}"
         )
-    alone = len(files) - len(pairs)
-    return pairs, f"{alone} images without a mask" if alone else ""
+    left_out = {
+        "images without a mask": len(files) - len(pairs),
+        "masks without an image": len(there) - len({mask for _, mask in pairs}),
+    }
+    return pairs, ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
 
 
 def _stem(path: Path, folder: Path, ending: str) -> str:

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -23,7 +24,9 @@ from ganglion.tasks.segmentation.transforms import (
     _hsv,
     _rgb,
     cropped,
+    nearest,
 )
+from ganglion.training.errors import TrainingError
 from ganglion_cli import main
 
 from .runs import read_last
@@ -105,6 +108,13 @@ def test_a_mask_that_is_wrong_is_named(tmp_path):
     colours = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3))
     with pytest.raises(DataError, match=r"a\.png is an image of colours"):
         source(tmp_path / "3", colours).image(0)
+    with pytest.raises(DataError, match=r"a\.tif has values of float32: expected whole numbers"):
+        found = source(tmp_path / "5", Image.fromarray(VALUES))
+        (tmp_path / "5" / "masks" / "a.png").unlink()
+        Image.fromarray(np.full((2, 3), 0.5, np.float32)).save(tmp_path / "5" / "masks" / "a.tif")
+        MaskSource(tmp_path / "5" / "images", tmp_path / "5" / "masks", class_names=NAMES).image(0)
+    with pytest.raises(DataError, match="are masks of one name"):
+        source(tmp_path / "5", Image.fromarray(VALUES))
     found = source(tmp_path / "4", Image.fromarray(VALUES))
     (tmp_path / "4" / "masks" / "a.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(BrokenImage):
@@ -215,6 +225,36 @@ def test_a_task_needs_no_trainer(data):
     loss = task.loss(Batch(torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64)), []))
     loss.backward()
     assert loss.isfinite()
+
+
+def test_a_classifier_starts_the_backbone_and_a_file_without_norms_does_not(tmp_path):
+    weights = timm.create_model("test_vmamba").state_dict()
+    torch.save(weights, tmp_path / "whole.pth")
+    torch.save({k: v for k, v in weights.items() if "norm" not in k}, tmp_path / "less.pth")
+
+    def task(file):
+        return Segmentation(
+            "test_vmamba", name="semantic_fpn", num_classes=3, initial_checkpoint=str(tmp_path / file)
+        )
+
+    network = task("whole.pth").build()
+    name = next(name for name in weights if name.endswith("A_logs"))
+    assert torch.equal(network.backbone.network.state_dict()[f"model.{name}"], weights[name])
+    with pytest.raises(TrainingError, match=r"nor a test_vmamba: no stem.0.norm.weight"):
+        task("less.pth").build()
+
+
+def test_upernet_on_batches_of_one_is_refused(data, tmp_path, capsys):
+    argv = arguments(data, tmp_path / "run", "--model.name", "upernet", "--model.config", "{channels: 8}")
+    assert main([*argv, "--data.batch_size", "1"]) != 0
+    assert "data.batch_size is 1" in capsys.readouterr().err
+
+
+def test_labels_are_resized_in_float64():
+    """In float32, place 270 of 810 over 333 rows falls one row too low."""
+    labels = torch.arange(333)[:, None]
+    found = nearest(labels, (810, 1))[:, 0]
+    assert found.tolist() == [i * 333 // 810 for i in range(810)]
 
 
 def arguments(data, output, *more: str) -> list[str]:

@@ -107,6 +107,11 @@ class Segmentation(Task):
                 self.data.source(part).check_classes(self.num_classes)
         if not self.num_classes:
             raise TrainingError("without data nobody knows how many classes there are: set model.num_classes")
+        if self.has_data and self.name == "upernet" and self.data.batch_size < 2:
+            raise TrainingError(
+                "data.batch_size is 1: UperNet pools a map to one pixel and normalises it over the batch; expected at "
+                "least 2, or model.name semantic_fpn"
+            )
         network = create_segmentor(
             self.name,
             self.backbone,
@@ -125,7 +130,9 @@ class Segmentation(Task):
         except ValueError as error:
             backbone: Any = network.backbone
             report = load_checkpoint(backbone.network, file, strict=False)
-            missing = [name for name in report.missing if "norm" not in name and "scale" not in name]
+            # What a classifier does not have: the norms of four maps, and SparX's learned scales.
+            own = ("out_norms.", "attention.scale")
+            missing = [name for name in report.missing if not any(part in name for part in own)]
             if missing:
                 raise TrainingError(
                     f"model.initial_checkpoint {file!r} is neither a {self.name} on {self.backbone} ({error}) nor a "

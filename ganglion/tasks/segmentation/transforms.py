@@ -87,14 +87,22 @@ class Augment(Resize):
             return super().__call__(image, None)
         factor = random.uniform(*self.augmentation.scale)
         size = new_size(pixels.shape[1:], int(self.long_side * factor), int(self.short_side * factor))
-        labels = F.interpolate(target[None, None].double(), size, mode="nearest")[0, 0].long()
-        pixels, labels = cropped(resize(pixels, size), labels, self.augmentation.crop)
+        pixels, labels = cropped(resize(pixels, size), nearest(target, size), self.augmentation.crop)
         if random.random() < self.augmentation.hflip:
             pixels, labels = pixels.flip(2), labels.flip(1)
         if len(pixels) == 3:
             pixels = distorted(pixels, self.augmentation.distortion)
         missing = (0, self.augmentation.crop - pixels.shape[2], 0, self.augmentation.crop - pixels.shape[1])
         return F.pad(self.normalise(pixels), missing), F.pad(labels, missing, value=IGNORED)
+
+
+def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(h, w) to a size (height, width), the label at each place as OpenCV takes it: in float64, not torch's float32."""
+    rows, cols = (
+        (torch.arange(new, dtype=torch.float64) * (old / new)).floor().long().clamp(max=old - 1)
+        for new, old in zip(size, labels.shape, strict=True)
+    )
+    return labels[rows[:, None], cols]
 
 
 def cropped(pixels: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,12 @@ def _selective_scan_backward_flop(grad_y, grad_last_state, *args, out_shape=None
     return 2 * _selective_scan_flop(*args)
 
 
+@register_flop_formula([torch.ops.ganglion.add_norm, torch.ops.ganglion.add_norm_backward])
+def _add_norm_flop(*args, out_shape=None, **kwargs) -> int:
+    """As of PyTorch's own norms, which its counter leaves out."""
+    return 0
+
+
 def _norm(weight_index: int, plain: int, affine: int) -> Callable[..., int]:
     def count(args: tuple, out: Any) -> int:
         weight = args[weight_index] if len(args) > weight_index else None
@@ -77,6 +83,7 @@ def _made(each: int) -> Callable[..., int]:
 
 #: Formulas in multiply-accumulates of what torch's registry leaves out, called with arguments and output.
 FORMULAS: dict[Any, Callable[[tuple, Any], int]] = {
+    torch.ops.ganglion.add_norm: _norm(4, 4, 5),
     aten.native_layer_norm: _norm(2, 4, 5),
     aten.native_group_norm: _norm(1, 4, 5),
     aten.native_batch_norm: _norm(1, 1, 2),

@@ -73,7 +73,17 @@ def test_help_lists_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    assert list(VERBS) == ["fit", "validate", "predict", "info", "draw", "explore", "backends", "doctor"]
+    assert list(VERBS) == [
+        "fit",
+        "validate",
+        "predict",
+        "info",
+        "draw",
+        "explore",
+        "bench",
+        "backends",
+        "doctor",
+    ]
     for name, module in VERBS.items():
         assert f"    {name} " in out
         assert module.__doc__.split()[0] in out

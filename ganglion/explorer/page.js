@@ -53,6 +53,7 @@ function makeApi(data) {
       const walks = walksOf(data, image, layer), at = pixel[0] * data.layers[layer].width + pixel[1];
       return [...pixelMap(route === null ? walks : [walks[route]], at, mode, reads)];
     },
+    unpack: (packed) => [...unpack(packed)],
     shown: () => ({ whole: [...shownMaps.whole], routes: shownMaps.routes.map((map) => [...map]) }),
     milliseconds: () => shownMaps.milliseconds,
   };

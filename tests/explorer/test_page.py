@@ -19,9 +19,9 @@ import ganglion
 from ganglion.analysis import contribution_squares, effective_receptive_field, scan_map
 from ganglion.analysis.scans import layer_inputs, scan_layers
 from ganglion.data import eval_transform
-from ganglion.explorer import make_page
+from ganglion.explorer import make_page, packing, record
 from ganglion.tasks.loaded_model import LoadedModel
-from tests.cli.networks import export, picture
+from tests.cli.networks import SIZE, export, picture
 from tests.explorer.browser import Opened, chromium
 
 MODES = ("CB", "CwBw", "CwBdtw", "ww")
@@ -73,9 +73,11 @@ class Made:
     page: Path
     model: LoadedModel
     images: list[Path]
+    size: tuple[int, int]
 
     def input(self, image: int = 0) -> torch.Tensor:
-        return eval_transform(self.model.data_config)(Image.open(self.images[image]))[None]
+        config = self.model.data_config | {"input_size": (3, *self.size)}
+        return eval_transform(config)(Image.open(self.images[image]))[None]
 
 
 def strong(network: nn.Module) -> nn.Module:
@@ -92,12 +94,14 @@ def strong(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def make(folder: Path, network: nn.Module, images: list[Path], name: str = "page") -> Made:
+def make(folder: Path, network: nn.Module, images: list[Path], size: tuple[int, int] = (SIZE, SIZE)) -> Made:
+    name = "page"
     torch.manual_seed(1)
     torch.nn.init.normal_(network.get_classifier().weight, std=1.0)
     export(folder / name, CLASSES, timm.create_model("test_vmamba", num_classes=3))
     model = replace(ganglion.load_model(folder / name), network=strong(network), name=name)
-    return Made(page=make_page(folder / f"{name}.html", model, images), model=model, images=images)
+    page = make_page(folder / f"{name}.html", model, images, size=size)
+    return Made(page=page, model=model, images=images, size=size)
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +159,37 @@ def test_numbers_are_pythons(vmamba, sparx, browser):
     check_maps(sparx, browser, (1, 8))
 
 
-@pytest.mark.parametrize("scan", ["rot2d", "cascade2d"])
-def test_numbers_of_other_patterns_and_states(scan, tmp_path, browser):
+@pytest.mark.parametrize(("scan", "size"), [("rot2d", (40, 64)), ("cascade2d", (SIZE, SIZE))])
+def test_numbers_of_other_patterns_states_and_sizes(scan, size, tmp_path, browser):
     torch.manual_seed(2)
     network = timm.create_model("test_vmamba", num_classes=3, scan=scan, d_state=3)
-    check_maps(make(tmp_path, network, [picture(tmp_path / "a.png", seed=3)]), browser, (0,))
+    check_maps(make(tmp_path, network, [picture(tmp_path / "a.png", seed=3)], size), browser, (0,))
+
+
+@pytest.mark.parametrize("scale", [packing.SCALE_16, packing.SCALE_20])
+def test_packed_numbers(vmamba, browser, scale):
+    """Of each (k, p) to half a step; zeros and the largest exactly."""
+    values = np.random.default_rng(0).normal(size=(2, 5, 3)) * np.array([1e-3, 1, 1e4])
+    values[1, :, 1] = 0
+    values[0, 2] = 0
+    with Opened(browser, vmamba.page) as page:
+        found = page.page.evaluate("packed => ganglion.unpack(packed)", packing.fixed(values, scale))
+        floats = page.page.evaluate("packed => ganglion.unpack(packed)", packing.floats(values))
+    found, largest = np.reshape(found, values.shape), np.abs(values).max(1, keepdims=True)
+    np.testing.assert_array_equal(floats, values.astype(np.float32).ravel())
+    assert (np.abs(found - values) <= (0.501 / scale + 1e-7) * largest).all()
+    assert (found[values == 0] == 0).all()
+
+
+def test_large_networks_are_packed(vmamba, tmp_path, monkeypatch, browser):
+    """In less bytes, to about the same maps."""
+    monkeypatch.setattr(record, "SMALL", 0)
+    small = make_page(tmp_path / "small.html", vmamba.model, vmamba.images[:1])
+    asked = {"layer": 1, "pixel": (2, 1)}
+    with Opened(browser, vmamba.page) as page, Opened(browser, small) as other:
+        packed = other.page.evaluate("ganglion.data.layers[0].dtWeight")
+        assert packed["scale"] == packing.SCALE_16 and "float32" not in packed
+        assert_close(other.map(**asked), np.array(page.map(**asked)), bound=1e-3)
 
 
 def test_a_click_asks_a_pixel_and_the_address_remembers(vmamba, browser):

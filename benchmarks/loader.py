@@ -118,7 +118,7 @@ def check(case: Case, source: ImageSource, workers: list[int]) -> None:
     for number in workers:
         content = io.BytesIO()
         for batch, _ in zip(train_loader(case, source, number), range(3)):
-            assert not batch.broken
+            assert not batch.unreadable
             content.write(batch.images.numpy().tobytes() + batch.targets.numpy().tobytes())
         if expected not in (None, content.getvalue()):
             raise SystemExit(

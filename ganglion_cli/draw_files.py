@@ -144,14 +144,14 @@ def read_images(args: argparse.Namespace, files: list[str], size: tuple[int, int
     """
     from PIL import Image
 
-    from ganglion.data import BrokenImage
+    from ganglion.data import UnreadableImage
     from ganglion.errors import shown
     from ganglion.tasks.prediction import read
 
     for file in list(files):
         try:
             image: Any = read(file, 3)
-        except (BrokenImage, OSError) as error:
+        except (UnreadableImage, OSError) as error:
             if len(files) == 1:
                 fail(args, f"{file}: {error}")
             print(f"{shown(file)}: skipped: {shown(error)}", file=sys.stderr)

@@ -40,7 +40,7 @@ def over_sizes(
         if args.plot is not None:
             with replacing(args.plot) as temporary:
                 plot_resolutions(rows, f"{loaded.name} on {shown(args.data)}", temporary)
-    return {"records": records, "broken": rows[0].result.broken}
+    return {"records": records, "unreadable": rows[0].result.unreadable}
 
 
 def _cells(row: SizeResult) -> dict[str, str]:

@@ -38,7 +38,7 @@ from .sizes import over_sizes, record
 if TYPE_CHECKING:
     import torch
 
-    from ganglion.data import Broken, ImageSource
+    from ganglion.data import ImageSource, Unreadable
     from ganglion.tasks.evaluation import Labelled, Result
     from ganglion.tasks.loaded_model import LoadedModel
     from ganglion.training.metrics import Metric
@@ -205,15 +205,15 @@ def _report(
     about: dict[str, Any],
     *,
     records: list[dict[str, Any]],
-    broken: Sequence[Broken],
+    unreadable: Sequence[Unreadable],
     errors: dict[str, Any] | None = None,
 ) -> int:
     """Print the rest: all of it as JSON, or what could not be used. Returns the exit status."""
     from ganglion.errors import shown
 
-    listed = [{"name": shown(b.name), "reason": shown(b.reason)} for b in broken]
+    listed = [{"name": shown(b.name), "reason": shown(b.reason)} for b in unreadable]
     if args.json:
-        print_json(about | {"results": records, "broken": listed} | (errors or {}))
+        print_json(about | {"results": records, "unreadable": listed} | (errors or {}))
     elif listed:
         print(f"\n{len(listed)} images could not be read, and are not counted")
         for entry in listed:
@@ -325,7 +325,9 @@ def _measure(
                 progress=progress,
             )
         if not result.images:
-            first = f": {result.broken[0].name}: {result.broken[0].reason}" if result.broken else ""
+            first = (
+                f": {result.unreadable[0].name}: {result.unreadable[0].reason}" if result.unreadable else ""
+            )
             fail(args, f"none of {len(labelled.source)} images could be read{first}")
         return result
 
@@ -354,9 +356,9 @@ def _at_one_size(
     if args.output is not None:
         write_csv(args.output, records)
     if single is None:
-        return {"records": records, "broken": result.broken}
+        return {"records": records, "unreadable": result.unreadable}
     single.finish(result)
     if not args.json:
         single.show()
     single.write(args, f"{loaded.name} on {args.data}")
-    return {"records": records, "broken": result.broken, "errors": single.summary()}
+    return {"records": records, "unreadable": result.unreadable, "errors": single.summary()}

@@ -1,22 +1,19 @@
 """Images with labels: sources, augmentation, batches."""
 
-from .broken import BrokenCounter
 from .coco import CocoSource, read_coco
 from .dataset import open_dataset
-from .decode import BrokenImage, open_image
+from .decode import UnreadableImage, open_image
 from .files import FolderFiles, without
 from .loader import Collate, Loader, eval_loader, stack, train_loader
 from .source import ImageSource, IndexedSource
 from .split import split_off
 from .transforms import Augmentation, ImageTransform, Transform, eval_transform, per_channel, train_transform
-from .types import Batch, Broken, DataError, MissingSplit, Processes, Ragged, Targets
+from .types import Batch, DataError, MissingSplit, Processes, Ragged, Targets, Unreadable
+from .unreadable import UnreadableCounter
 
 __all__ = [
     "Augmentation",
     "Batch",
-    "Broken",
-    "BrokenCounter",
-    "BrokenImage",
     "CocoSource",
     "Collate",
     "DataError",
@@ -30,6 +27,9 @@ __all__ = [
     "Ragged",
     "Targets",
     "Transform",
+    "Unreadable",
+    "UnreadableCounter",
+    "UnreadableImage",
     "eval_loader",
     "eval_transform",
     "open_dataset",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import shown, unknown
 from .coco_masks import checked_mask, wrong_counts
-from .decode import BrokenImage, Raw, open_regular, read_image, reason
+from .decode import Raw, UnreadableImage, open_regular, read_image, reason
 from .source import IndexedSource
 from .types import DataError
 
@@ -177,15 +177,15 @@ class CocoSource(IndexedSource):
         item = self._items[index]
         for number, a in enumerate(item["annotations"]):
             if wrong := wrong_counts(a["segmentation"], *item["size"]):
-                raise BrokenImage(f"of its objects in {self.path.name} number {number}: {wrong}")
+                raise UnreadableImage(f"of its objects in {self.path.name} number {number}: {wrong}")
         try:
             file = open_regular(self._folder / item["file"])
         except OSError as error:
-            raise BrokenImage(reason(error)) from error
+            raise UnreadableImage(reason(error)) from error
         image = read_image(file, self.channels)
         found = tuple(image.shape[-2:]) if isinstance(image, Tensor) else (image.height, image.width)
         if tuple(found) != item["size"]:
-            raise BrokenImage(
+            raise UnreadableImage(
                 f"it is {found[1]} x {found[0]} pixels, and {item['size'][1]} x {item['size'][0]} in {self.path.name}"
             )
         return image, {key: item[key] for key in ("image_id", "size", "annotations")}

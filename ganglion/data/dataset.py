@@ -51,14 +51,14 @@ def open_dataset(
     or_root: read `root` itself where it is a folder without any split.
     reader: "" for folders and tar files, or timm's reader: "wds/", "hfds/NAME", "hfids/NAME", "torch/NAME". Folders
         that hold npz files are read as those.
-    channels: of the images; 1, 3 and 4 are read from any picture, other numbers from uint8 .npy files (H, W, C) in
+    channels: of the images; 1, 3 and 4 are read from any image file, other numbers from uint8 .npy files (H, W, C) in
         class folders, tar files or shards, or npz arrays.
     class_map: class name -> label, or a file of the names, see `read_classes`. Classes that it does not name are an
         error.
     labels: file of the classes of images that lie in no class folders, see `read_labels`. Its numbers count the lines
         of the class_map's file.
     limit: the first N images only. num_samples: images of an epoch, for a stream that does not say it.
-    max_pixels: of a picture; larger ones are broken.
+    max_pixels: of an image; larger ones are unreadable.
 
     Raises DataError where there is nothing to read, and says what there is.
     """
@@ -162,7 +162,7 @@ def _open(request: _Request, prefix: str, **options: Any) -> ImageSource:
 def _labelled(files: Files, request: _Request, **options: Any) -> FileSource:
     if not files.names:
         wanted = ", ".join(extensions(request.channels))
-        raise DataError(f"{files.place} holds no image ({wanted})" + _but(without(files.left_out)))
+        raise DataError(f"{files.path} holds no image ({wanted})" + _but(without(files.left_out)))
     if request.labels is not None:
         classes = read_labels(request.labels, files.names, request.class_map if request.numbered else None)
     else:
@@ -172,7 +172,7 @@ def _labelled(files: Files, request: _Request, **options: Any) -> FileSource:
         names = sorted(set(classes), key=lambda name: (natural_key(name), name))
         known = {name: label for label, name in enumerate(names)}
     if unlisted := sorted(set(classes) - set(known)):
-        raise DataError(foreign(request.labels or files.place, unlisted))
+        raise DataError(foreign(request.labels or files.path, unlisted))
     return FileSource(files, classes, known, **options)
 
 
@@ -186,19 +186,19 @@ def _by_folder(files: Files, request: _Request) -> list[str]:
     inside = next((name for name in files.names if "/" in name), None)
     if stray and inside is not None:
         raise DataError(
-            f"{files.place}/{stray[0]} lies beside class folders (with {files.place}/{inside} in one of them)"
+            f"{files.path}/{stray[0]} lies beside class folders (with {files.path}/{inside} in one of them)"
             + (f", and so do {len(stray) - 1} other images" if len(stray) > 1 else "")
             + ". Expected every image in the folder of its class"
         )
     if stray:
         raise DataError(
-            f"{files.place} holds {len(stray)} images, such as {files.place}/{stray[0]}, and no class folders. "
-            f"Expected {files.place}/CLASS/{stray[0]}, or a file of the images' classes (data.val_labels)"
+            f"{files.path} holds {len(stray)} images, such as {files.path}/{stray[0]}, and no class folders. "
+            f"Expected {files.path}/CLASS/{stray[0]}, or a file of the images' classes (data.val_labels)"
         )
     classes = [shown(name.partition("/")[0]) for name in files.names]
-    if os.path.isdir(files.place):
+    if os.path.isdir(files.path):
         used = set(classes)
-        for entry in sorted(Path(files.place).iterdir()):
+        for entry in sorted(Path(files.path).iterdir()):
             if entry.is_dir() and not hidden(entry.name) and shown(entry.name) not in used:
                 there = FolderFiles(entry, request.channels).left_out
                 raise DataError(f"the class folder {entry} holds no image" + _but(without(there)))

@@ -53,7 +53,7 @@ _EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension i
 _TILE = 1024
 
 
-class BrokenImage(ValueError):
+class UnreadableImage(ValueError):
     """A file that is no readable image; the message says why."""
 
 
@@ -61,7 +61,7 @@ def read_image(file: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Raw:
     """The image in a file (path or binary stream): by `open_image`, or, of channels that image files cannot have, an
     .npy array (H, W, C) of uint8, returned as (C, H, W).
 
-    Raises BrokenImage.
+    Raises UnreadableImage.
     """
     if channels in MODES:
         return open_image(file, channels, max_pixels)
@@ -69,9 +69,9 @@ def read_image(file: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Raw:
         with _opened(file) as stream:
             pixels = np.load(io.BytesIO(stream.read()), allow_pickle=False)
     except Exception as error:  # what NumPy makes of a damaged header is as various as what decoders do
-        raise BrokenImage(reason(error)) from error
+        raise UnreadableImage(reason(error)) from error
     if pixels.ndim != 3 or pixels.shape[2] != channels or pixels.dtype != np.uint8:
-        raise BrokenImage(f"{pixels.dtype} {pixels.shape}: expected uint8 (H, W, {channels})")
+        raise UnreadableImage(f"{pixels.dtype} {pixels.shape}: expected uint8 (H, W, {channels})")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -82,8 +82,8 @@ def open_image(file: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Im
     Palettes and CMYK are converted, 16-bit values scaled to 8 bits, transparency dropped where it is not asked for, and
     the camera's rotation (EXIF) is applied.
 
-    Raises BrokenImage for what is empty, truncated, in none of the `FORMATS`, no regular file, unreadable, or of more
-    than `max_pixels`.
+    Raises UnreadableImage for what is empty, truncated, in none of the `FORMATS`, no regular file, or of more than
+    `max_pixels`.
     """
     mode = MODES[channels]
     try:
@@ -92,17 +92,17 @@ def open_image(file: Any, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Im
             image = _identified(stream)
             width, height = image.size
             if width * height > max_pixels:
-                raise BrokenImage(f"{width} x {height} pixels, more than {max_pixels}")
+                raise UnreadableImage(f"{width} x {height} pixels, more than {max_pixels}")
             image.load()
             return _convert(_upright(image), mode)
-    except BrokenImage:
+    except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImage("empty, or not an image") from error
+        raise UnreadableImage("empty, or not an image") from error
     # Over bytes that make no sense the decoders raise whatever they stumble on: SyntaxError, struct.error, IndexError,
     # RuntimeError, ... One file must not end a run, and the reason is reported.
     except Exception as error:
-        raise BrokenImage(reason(error)) from error
+        raise UnreadableImage(reason(error)) from error
 
 
 def extensions(channels: int) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ def _identified(file: Any) -> Image.Image:
         return Image.open(file, formats=tuple(FORMATS))
     # None: made in memory. MPO: what Pillow calls a JPEG of several images.
     if file.format is not None and file.format != "MPO" and file.format not in FORMATS:
-        raise BrokenImage(f"{file.format}: expected {', '.join(FORMATS)}")
+        raise UnreadableImage(f"{file.format}: expected {', '.join(FORMATS)}")
     return file
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from timm.utils.misc import natural_key
 
 from ..errors import shown
-from .decode import BrokenImage, extensions, open_regular, reason
+from .decode import UnreadableImage, extensions, open_regular, reason
 from .types import DataError
 
 #: Names for the same split.
@@ -27,16 +27,16 @@ _SYSTEM = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Inform
 class Files(Protocol):
     """Files that hold images.
 
-    names: paths below `place`, "/" between their parts, in natural order. left_out: how many files were no images, by
+    names: paths below `path`, "/" between their parts, in natural order. left_out: how many files were no images, by
     extension.
     """
 
-    place: str
+    path: str
     names: list[str]
     left_out: Counter[str]
 
     def open(self, index: int) -> Any:
-        """What `read_image` takes. Raises OSError and BrokenImage."""
+        """What `read_image` takes. Raises OSError and UnreadableImage."""
         ...
 
 
@@ -63,11 +63,11 @@ class FolderFiles:
     """
 
     def __init__(self, folder: str | os.PathLike[str], channels: int):
-        self.place = os.fspath(folder)
-        self.names, self.left_out = _images(_below(self.place), channels)
+        self.path = os.fspath(folder)
+        self.names, self.left_out = _images(_below(self.path), channels)
 
     def open(self, index: int) -> str:
-        return os.path.join(self.place, *self.names[index].split("/"))
+        return os.path.join(self.path, *self.names[index].split("/"))
 
 
 class _Member(NamedTuple):
@@ -86,18 +86,18 @@ class TarFiles:
     """
 
     def __init__(self, path: str | os.PathLike[str], channels: int):
-        self.place = os.fspath(path)
+        self.path = os.fspath(path)
         try:
-            with open_regular(self.place) as file:
+            with open_regular(self.path) as file:
                 members = dict(_members(file, 0, os.fstat(file.fileno()).st_size))
         except OSError:
             raise
         except (
             Exception
         ) as error:  # over damaged headers tarfile raises ValueError, IndexError and others, too
-            raise DataError(f"cannot read {self.place}: {reason(error)}") from error
+            raise DataError(f"cannot read {self.path}: {reason(error)}") from error
         around = {name.partition("/")[0] for name in members if "/" in name}
-        splits = {os.path.basename(self.place).removesuffix(".tar"), *chain(*SYNONYMS)}
+        splits = {os.path.basename(self.path).removesuffix(".tar"), *chain(*SYNONYMS)}
         if len(around) == 1 and around <= splits and all(name.count("/") >= 2 for name in members):
             members = {name.partition("/")[2]: member for name, member in members.items()}
         self.names, self.left_out = _images(members, channels)
@@ -107,8 +107,8 @@ class TarFiles:
         # Opened anew: the position of an open file would be shared by forked loader workers.
         offset, size = self._members[index]
         if offset is None:
-            raise BrokenImage("it has no content of its own in the tar file")
-        with open_regular(self.place) as file:
+            raise UnreadableImage("it has no content of its own in the tar file")
+        with open_regular(self.path) as file:
             file.seek(offset)
             return io.BytesIO(file.read(size))
 
@@ -150,7 +150,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _members(file: Any, start: int, end: int) -> Iterator[tuple[str, _Member]]:
-    """Path and place of each file in the tar file between two positions of `file`."""
+    """Path and position of each file in the tar file between two positions of `file`."""
     file.seek(start)
     tar = tarfile.TarFile(fileobj=file, mode="r")
     members = list(takewhile(lambda member: member.offset < end, tar))
@@ -170,7 +170,7 @@ def _members(file: Any, start: int, end: int) -> Iterator[tuple[str, _Member]]:
         if member is None or not member.isreg() or member.issparse():
             yield name, _Member(None, 0)
         elif name.lower().endswith(".tar"):
-            for inner, place in list(_members(file, member.offset_data, member.offset_data + member.size)):
-                yield f"{name[:-4]}/{inner}", place
+            for inner, found in list(_members(file, member.offset_data, member.offset_data + member.size)):
+                yield f"{name[:-4]}/{inner}", found
         else:
             yield name, _Member(member.offset_data, member.size)

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from .decode import BrokenImage, blank
+from .decode import UnreadableImage, blank
 from .sampler import EvalSampler, Key, TrainSampler, draw
 from .source import ImageSource, IndexedSource
 from .stream import StreamSource
 from .transforms import Transform
-from .types import Batch, Broken, DataError, Processes, Targets
+from .types import Batch, DataError, Processes, Targets, Unreadable
 
 #: Image, target and what was skipped for it. Without an image, which then does not count, the target is None.
-_Sample = tuple[torch.Tensor | None, Any, list[Broken]]
+_Sample = tuple[torch.Tensor | None, Any, list[Unreadable]]
 
 #: From the images (C, H, W) of a batch, and their targets, to what the network and the loss are given. A target of None
 #: belongs to an image of zeros, which does not count.
@@ -44,7 +44,7 @@ def _seed(seed: int) -> None:
 
 
 class _Images(Dataset[_Sample]):
-    """Transformed images by key. A broken one gives way to the next readable one in training, else to nothing."""
+    """Transformed images by key. An unreadable one gives way to the next readable one in training, else to nothing."""
 
     def __init__(self, source: IndexedSource, transform: Transform, *, training: bool):
         self.source, self.transform, self.training = source, transform, training
@@ -53,21 +53,21 @@ class _Images(Dataset[_Sample]):
         index, seed = key
         if index < 0:
             return None, None, []
-        broken: list[Broken] = []
+        unreadable: list[Unreadable] = []
         for _ in range(len(self.source)):
             try:
                 image, target = self.source.image(index)
                 break
-            except BrokenImage as error:
-                broken.append(Broken.because(self.source.name(index), error))
+            except UnreadableImage as error:
+                unreadable.append(Unreadable.because(self.source.name(index), error))
                 if not self.training:
-                    return None, None, broken
+                    return None, None, unreadable
                 index = (index + 1) % len(self.source)
         else:
-            raise _none_readable(self.source, broken[0])
+            raise _none_readable(self.source, unreadable[0])
         if self.training:
             _seed(seed)
-        return *self.transform(image, target), broken
+        return *self.transform(image, target), unreadable
 
 
 class _Collate:
@@ -84,7 +84,7 @@ class _Collate:
             [empty if image is None else image for image, _, _ in samples],
             [target for _, target, _ in samples],
         )
-        return Batch(images, targets, [b for _, _, broken in samples for b in broken])
+        return Batch(images, targets, [b for _, _, unreadable in samples for b in unreadable])
 
 
 class _Stream(IterableDataset[_Sample]):
@@ -119,8 +119,8 @@ class _Stream(IterableDataset[_Sample]):
         for record in self.source.evaluation(self.first_place + worker, self.places):
             try:
                 image, target = self.source.decode(record)
-            except BrokenImage as error:
-                yield None, None, [Broken.because(record.name, error)]
+            except UnreadableImage as error:
+                yield None, None, [Unreadable.because(record.name, error)]
             else:
                 yield *self.transform(image, target), []
 
@@ -130,23 +130,23 @@ class _Stream(IterableDataset[_Sample]):
         place = self.first_place + worker
         n = len(range(worker, self.start_batch, self.workers)) * self.batch_size
         end = len(range(worker, self.batches, self.workers)) * self.batch_size
-        waiting, broken = 0, []
+        waiting, unreadable = 0, []
         for record in islice(self.source.training(place, self.places, self.seed, self.epoch), n, None):
             if n == end:
                 break
             waiting += 1
             try:
                 image, target = self.source.decode(record)
-            except BrokenImage as error:
-                broken.append(Broken.because(record.name, error))
+            except UnreadableImage as error:
+                unreadable.append(Unreadable.because(record.name, error))
                 if waiting > len(self.source):
-                    raise _none_readable(self.source, broken[0]) from error
+                    raise _none_readable(self.source, unreadable[0]) from error
                 continue
             first, n, waiting = n, min(n + waiting, end), 0
             for position in range(first, n):
                 _seed(draw(self.seed, self.epoch, place, position))
-                yield *self.transform(image, target), broken
-                broken = []
+                yield *self.transform(image, target), unreadable
+                unreadable = []
 
 
 class StreamLoader:
@@ -293,5 +293,5 @@ def _indexed(
     )
 
 
-def _none_readable(source: ImageSource, first: Broken) -> DataError:
+def _none_readable(source: ImageSource, first: Unreadable) -> DataError:
     return DataError(f"none of the {len(source)} images can be read; {first.name}: {first.reason}")

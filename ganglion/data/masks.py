@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import shown
-from .decode import BrokenImage, Raw, open_regular, read_image, reason
+from .decode import Raw, UnreadableImage, open_regular, read_image, reason
 from .source import IndexedSource
 from .types import DataError
 
@@ -89,7 +89,7 @@ class MaskSource(IndexedSource):
             image = read_image(open_regular(file), self.channels)
             labels = self._labels(mask)
         except OSError as error:
-            raise BrokenImage(reason(error)) from error
+            raise UnreadableImage(reason(error)) from error
         size = tuple(image.shape[-2:]) if isinstance(image, Tensor) else (image.height, image.width)
         if tuple(labels.shape) != size:
             raise DataError(
@@ -100,12 +100,12 @@ class MaskSource(IndexedSource):
 
     def _labels(self, file: Path) -> Tensor:
         try:
-            with Image.open(open_regular(file)) as picture:
-                values = np.array(picture)
+            with Image.open(open_regular(file)) as image:
+                values = np.array(image)
         except OSError:
             raise
         except Exception as error:  # Pillow's decoders raise what they like
-            raise BrokenImage(f"mask {file}: {reason(error)}") from error
+            raise UnreadableImage(f"mask {file}: {reason(error)}") from error
         if self._colours is not None:
             return self._table[_of_colours(values, self._colours, file)]
         if values.ndim == 3:

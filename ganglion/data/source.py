@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..errors import shown
-from .decode import MAX_PIXELS, MODES, BrokenImage, Raw, open_image, read_image, reason
+from .decode import MAX_PIXELS, MODES, Raw, UnreadableImage, open_image, read_image, reason
 from .files import Files, without
 from .types import DataError
 
@@ -58,7 +58,7 @@ class IndexedSource(ImageSource):
 
     @abstractmethod
     def image(self, index: int) -> tuple[Raw, Any]:
-        """Image and target; of the sources here a label. Raises BrokenImage."""
+        """Image and target; of the sources here a label. Raises UnreadableImage."""
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -98,7 +98,7 @@ class FileSource(IndexedSource):
         try:
             file = self._files.open(index)
         except OSError as error:
-            raise BrokenImage(reason(error)) from error
+            raise UnreadableImage(reason(error)) from error
         return read_image(file, self.channels, self._max_pixels), self._labels[index]
 
     def labels(self) -> list[int]:
@@ -127,7 +127,7 @@ class ArraySource(IndexedSource):
         limit: int | None = None,
     ):
         self.channels, self._path = channels, path
-        self._broken: dict[int, str] = {}
+        self._unreadable: dict[int, str] = {}
         try:
             with np.load(path, allow_pickle=False) as file:
                 labels = file["labels"][:limit]
@@ -154,15 +154,15 @@ class ArraySource(IndexedSource):
 
     def _decode(self, content: bytes, offsets: list[int]) -> np.ndarray:
         """(N, H, W[, C]) from N encoded images between N + 1 offsets; an unreadable one is noted, and becomes zeros."""
-        pictures: list[np.ndarray | None] = []
+        images: list[np.ndarray | None] = []
         for index, (start, end) in enumerate(pairwise(offsets)):
             try:
-                picture = np.asarray(open_image(io.BytesIO(content[start:end]), self.channels))
-            except BrokenImage as error:
-                self._broken[index], picture = str(error), None
-            pictures.append(picture)
-        zeros = np.zeros_like(next((p for p in pictures if p is not None), np.uint8(0)))
-        return np.stack([zeros if picture is None else picture for picture in pictures])
+                image = np.asarray(open_image(io.BytesIO(content[start:end]), self.channels))
+            except UnreadableImage as error:
+                self._unreadable[index], image = str(error), None
+            images.append(image)
+        zeros = np.zeros_like(next((p for p in images if p is not None), np.uint8(0)))
+        return np.stack([zeros if image is None else image for image in images])
 
     def _check(self, labels: np.ndarray) -> None:
         found = self._images.shape[3] if self._images.ndim == 4 else 1
@@ -199,8 +199,8 @@ class ArraySource(IndexedSource):
         return len(self.class_names) if self.class_names else max(self._labels) + 1
 
     def image(self, index: int) -> tuple[Raw, int]:
-        if index in self._broken:
-            raise BrokenImage(self._broken[index])
+        if index in self._unreadable:
+            raise UnreadableImage(self._unreadable[index])
         pixels, label = self._images[index], self._labels[index]
         if self.channels not in MODES:
             return torch.from_numpy(pixels).permute(2, 0, 1), label
@@ -257,7 +257,7 @@ class ReaderSource(IndexedSource):
             file, label = self._reader[index][:2]
         except (OSError, ValueError, AssertionError, TypeError, tarfile.TarError) as error:
             # AssertionError and TypeError are timm's, over a table's row without an image.
-            raise BrokenImage(reason(error)) from error
+            raise UnreadableImage(reason(error)) from error
         with file:
             return read_image(file, self.channels, self._max_pixels), int(label)
 

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import unknown
-from .decode import MAX_PIXELS, BrokenImage, Raw, extensions, read_image, reason
+from .decode import MAX_PIXELS, Raw, UnreadableImage, extensions, read_image, reason
 from .files import hidden
 from .sampler import draw
 from .source import ImageSource, foreign, names_of
@@ -62,14 +62,14 @@ class StreamSource(ImageSource):
         self._expected = num_classes
 
     def decode(self, record: Record) -> tuple[Raw, int]:
-        """Image and label. Raises BrokenImage; DataError for a label beyond the network's classes."""
+        """Image and label. Raises UnreadableImage; DataError for a label beyond the network's classes."""
         if self._expected is not None and not 0 <= record.label < self._expected:
             raise DataError(
                 f"{record.name} has the label {record.label}, and the network {self._expected} classes: expected "
                 "another model.num_classes, or other data"
             )
         if record.content is None:
-            raise BrokenImage(record.reason)
+            raise UnreadableImage(record.reason)
         return read_image(io.BytesIO(record.content), self.channels, self._max_pixels), record.label
 
     def check_places(self, places: int, workers: int) -> None:

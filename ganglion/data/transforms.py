@@ -126,7 +126,7 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
     color_jitter: Any = a.color_jitter  # None, too
     if channels not in MODES and (a.auto_augment or a.color_jitter):
         raise DataError(
-            f"augmentation: auto_augment and color_jitter need pictures, these images have {channels} channels"
+            f"augmentation: auto_augment and color_jitter need 1, 3 or 4 channels, these images have {channels}"
         )
     if channels == 4 and a.auto_augment:
         raise DataError("augmentation: auto_augment needs 1 or 3 channels, not the 4 with transparency")

@@ -25,14 +25,14 @@ class MissingSplit(DataError):
     """Data without the split that was asked for."""
 
 
-class Broken(NamedTuple):
+class Unreadable(NamedTuple):
     """An image that could not be used."""
 
     name: str
     reason: str
 
     @classmethod
-    def because(cls, name: str, error: Exception) -> Broken:
+    def because(cls, name: str, error: Exception) -> Unreadable:
         return cls(shown(name), shown(error))
 
 
@@ -72,18 +72,18 @@ Targets = Tensor | list[dict[str, Any]]
 
 class Batch(NamedTuple):
     """images: (B, C, H, W) float32, normalised. targets: an entry for each image; of classification (B,) int64, -1 for
-    what does not count. broken: what was skipped."""
+    what does not count. unreadable: what was skipped."""
 
     images: Tensor
     targets: Targets
-    broken: list[Broken]
+    unreadable: list[Unreadable]
 
     def to(
         self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format
     ) -> Batch:
         """The batch on another device, its images in that memory format."""
         images = self.images.to(device, non_blocking=True, memory_format=memory_format)
-        return Batch(images, _moved(self.targets, device), self.broken)
+        return Batch(images, _moved(self.targets, device), self.unreadable)
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:

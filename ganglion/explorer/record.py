@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..analysis.erf import contribution_squares
 from ..analysis.pictures import describe
 from ..analysis.scans import Scan, as_analysed, recorded, scan_layers
-from ..data import BrokenImage, eval_transform
+from ..data import UnreadableImage, eval_transform
 from ..data.transforms import per_channel
 from ..errors import shown
 from ..models import Backbone
@@ -49,8 +49,8 @@ def explore(
     `ganglion.analysis.scan_map`, the receptive fields those of `effective_receptive_field`, at the centre of every
     stage's map.
 
-    Raises ValueError for a network without scans, of other channels or without stages, or for no image; BrokenImage, a
-    ValueError, for one that cannot be read; TypeError or ValueError for what is no image.
+    Raises ValueError for a network without scans, of other channels or without stages, or for no image;
+    UnreadableImage, a ValueError, for one that cannot be read; TypeError or ValueError for what is no image.
     """
     if not images:
         raise ValueError("expected at least one image")
@@ -73,8 +73,8 @@ def explore(
         name = names[i] if names is not None else _name(image, i)
         try:
             x = transform(read(image, channels))[None]
-        except BrokenImage as error:
-            raise BrokenImage(f"{name}: {error}") from error
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{name}: {error}") from error
         with as_analysed(model.network, torch.float32):
             scans, seen, logits = _look(model.network, backbone, x, fields)
         compact = sum(_count(s) for s in scans.values()) > SMALL
@@ -116,8 +116,8 @@ def _look(
     network: nn.Module, backbone: Backbone, x: Tensor, fields: bool
 ) -> tuple[dict[str, list[Scan]], list[dict[str, Any]], Tensor | None]:
     """One pass over x (1, C, H, W): what the scans are given, receptive fields if they are asked for, logits if any."""
-    place = next(network.parameters())
-    x = x.to(place.device).requires_grad_(fields)
+    parameter = next(network.parameters())
+    x = x.to(parameter.device).requires_grad_(fields)
     with torch.set_grad_enabled(fields), recorded(network) as scans:
         maps = []
         y = backbone.pos_embed(backbone.stem(x))

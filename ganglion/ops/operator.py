@@ -196,18 +196,18 @@ def _pull_back(
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Gradients of the wanted tensors by differentiating the plain form."""
-    places = [i for i in range(tensors) if wanted[i]]
+    positions = [i for i in range(tensors) if wanted[i]]
 
     def function(*changed: Tensor) -> Results:
         everything = list(args)
-        for i, tensor in zip(places, changed, strict=True):
+        for i, tensor in zip(positions, changed, strict=True):
             everything[i] = tensor
         return plain(*everything)
 
-    results, pull, *_ = torch.func.vjp(function, *(args[i] for i in places))
+    results, pull, *_ = torch.func.vjp(function, *(args[i] for i in positions))
     pulled = pull(tuple(torch.zeros_like(r) if g is None else g for r, g in zip(results, grads, strict=True)))
     found: list[Tensor | None] = [None] * tensors
-    for i, grad in zip(places, pulled, strict=True):
+    for i, grad in zip(positions, pulled, strict=True):
         found[i] = grad
     return found
 

@@ -73,8 +73,8 @@ def find_task(task: str | os.PathLike[str]) -> TaskFolder:
         sys.path.append(parent)
     importlib.invalidate_caches()
     found = importlib.util.find_spec(folder.name)
-    places = list(found.submodule_search_locations or ()) if found is not None else []
-    if [Path(place).resolve() for place in places] != [folder]:
+    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    if [Path(f).resolve() for f in folders] != [folder]:
         raise ValueError(
             f"the task {name} has the name of another package: expected another name of the folder"
         )

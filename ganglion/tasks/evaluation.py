@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Batch, Broken, Collate, ImageSource, Transform, stack
+from ..data import Batch, Collate, ImageSource, Transform, Unreadable, stack
 from ..training.metrics import Metric, Metrics
 
 
@@ -74,7 +74,7 @@ class Result:
 
     values: what the metrics say, by name. images: how many count. skipped: how many could not be read. not_finite: for
     how many of those that count the output has a NaN, or is infinite; they count as wrong.
-    images_per_second: of the whole loop, reading and decoding included. broken: what was skipped, and why.
+    images_per_second: of the whole loop, reading and decoding included. unreadable: what was skipped, and why.
     titles: how a table names the values, as in `Metrics.TITLES`. metrics: what the values are of.
     """
 
@@ -83,7 +83,7 @@ class Result:
     skipped: int
     not_finite: int = 0
     images_per_second: float
-    broken: tuple[Broken, ...]
+    unreadable: tuple[Unreadable, ...]
     titles: Mapping[str, str] = field(default_factory=dict)
     metrics: Any = None
 
@@ -114,7 +114,7 @@ def evaluate(
         raise ValueError(f"{type(network).__name__} is in train mode: call eval() first")
     device = torch.device(device)
     memory_format = torch.channels_last if channels_last else torch.preserve_format
-    broken: list[Broken] = []
+    unreadable: list[Unreadable] = []
     start = time.perf_counter()
     with (
         torch.inference_mode(),
@@ -125,7 +125,7 @@ def evaluate(
             output = compute(network, batch.images)
             for metric in (metrics, *also):
                 metric.update(output, batch)
-            broken += batch.broken
+            unreadable += batch.unreadable
             if progress is not None:
                 progress(metrics)
     images = metrics.images  # waits for the device
@@ -133,10 +133,10 @@ def evaluate(
     return Result(
         values=metrics.values(),
         images=images,
-        skipped=len(broken),
+        skipped=len(unreadable),
         not_finite=metrics.not_finite,
         images_per_second=images / seconds,
-        broken=tuple(broken),
+        unreadable=tuple(unreadable),
         titles=dict(metrics.TITLES),
         metrics=metrics,
     )

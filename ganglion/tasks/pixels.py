@@ -44,11 +44,11 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _weighted(x: Tensor, count: int, shifts: tuple[int, int]) -> Tensor:
-    """Between the rows of x (n, ...) int32 at `count` places: (count, ...). shifts: bits that are cut off the sum, and
+    """Between the rows of x (n, ...) int32 at `count` positions: (count, ...). shifts: bits cut off the sum, and
     off each part of it."""
-    place = ((torch.arange(count, dtype=torch.float64) + 0.5) * (len(x) / count) - 0.5).float()
-    low = place.floor()
-    share = torch.where((low < 0) | (low >= len(x) - 1), torch.zeros_like(place), place - low)
+    position = ((torch.arange(count, dtype=torch.float64) + 0.5) * (len(x) / count) - 0.5).float()
+    low = position.floor()
+    share = torch.where((low < 0) | (low >= len(x) - 1), torch.zeros_like(position), position - low)
     low = low.long().clamp(0, len(x) - 1)
     parts = []
     for index, weight in ((low, 1 - share), ((low + 1).clamp(max=len(x) - 1), share)):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import BrokenImage, open_image
+from ..data import UnreadableImage, open_image
 from ..data.decode import MODES, Raw, read_image
 from .evaluation import compute
 from .loaded_model import LoadedModel
@@ -68,14 +68,14 @@ def outputs(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-    place = next(model.network.parameters())
+    parameter = next(model.network.parameters())
     left = iter(_transformed(iter(_each(images)), transform, model.data_config["input_size"][0]))
     while batch := list(islice(left, batch_size)):
         tensors = [value for _, value in batch if isinstance(value, Tensor)]
         found = iter(())
         if tensors:
             with torch.inference_mode():
-                found = iter(compute(model.network, collate(tensors).to(place.device, place.dtype)))
+                found = iter(compute(model.network, collate(tensors).to(parameter.device, parameter.dtype)))
         for file, value in batch:
             yield file, (next(found) if isinstance(value, Tensor) else value)
 
@@ -83,7 +83,7 @@ def outputs(
 def read(image: ImageLike, channels: int) -> Raw:
     """One image with this number of channels, as `predict` takes it: upright, of 8 bits.
 
-    Raises BrokenImage for a file that cannot be read; TypeError or ValueError for what is no image at all.
+    Raises UnreadableImage for a file that cannot be read; TypeError or ValueError for what is no image at all.
     """
     if isinstance(image, bytes):
         return read_image(io.BytesIO(image), channels)
@@ -122,7 +122,7 @@ def _transformed(
         file = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
         try:
             yield file, transform(read(image, channels))
-        except BrokenImage as error:
+        except UnreadableImage as error:
             yield file, str(error)
 
 

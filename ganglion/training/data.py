@@ -100,7 +100,7 @@ class TaskData(pl.LightningDataModule):
         )
 
     @property
-    def place(self) -> tuple[int, int]:
+    def position(self) -> tuple[int, int]:
         """Epochs done, and batches done of the one that the run is in."""
         return (epochs_done(self.trainer), batches_done(self.trainer)) if self.trainer is not None else (0, 0)
 
@@ -118,7 +118,7 @@ class TaskData(pl.LightningDataModule):
             self.trainer.limit_val_batches = 0  # Lightning would warn of a loader without batches
 
     def train_dataloader(self) -> Loader:
-        epoch, done = self.place
+        epoch, done = self.position
         return train_loader(
             self.source("train"),
             self.transform("train"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ..data import Broken, BrokenCounter
+from ..data import Unreadable, UnreadableCounter
 from .data import PartName
 from .task import Task
 from .trainer import log_interval
@@ -20,28 +20,29 @@ class Guard(Callback):
     """
 
     def __init__(self, max_unreadable: float):
-        self._counters: dict[PartName, BrokenCounter] = {
-            "train": BrokenCounter(max_unreadable),
-            "val": BrokenCounter(max_unreadable),
+        self._counters: dict[PartName, UnreadableCounter] = {
+            "train": UnreadableCounter(max_unreadable),
+            "val": UnreadableCounter(max_unreadable),
         }
-        self._waiting: dict[PartName, list[Broken]] = {"train": [], "val": []}
+        self._waiting: dict[PartName, list[Unreadable]] = {"train": [], "val": []}
         self._reported = {"train": 0, "val": 0}
 
     def state_dict(self) -> dict[str, Any]:
         found = {
-            part: [list(broken) for broken in counter.found()] for part, counter in self._counters.items()
+            part: [list(unreadable) for unreadable in counter.found()]
+            for part, counter in self._counters.items()
         }
         return {"found": found, "reported": self._reported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._reported = dict(state_dict["reported"])
         for part, found in state_dict["found"].items():
-            self._counters[part].add(Broken(*entry) for entry in found)
+            self._counters[part].add(Unreadable(*entry) for entry in found)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._waiting["train"] += batch.broken
+        self._waiting["train"] += batch.unreadable
         assert isinstance(pl_module, Task)
         if (batch_idx + 1) % log_interval(trainer) == 0:
             pl_module.check_finite()
@@ -56,7 +57,7 @@ class Guard(Callback):
         batch_idx: int,
         *args: Any,
     ) -> None:
-        self._waiting["val"] += batch.broken
+        self._waiting["val"] += batch.unreadable
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
@@ -78,7 +79,7 @@ class Guard(Callback):
         if ranks > 1:
             everyones: list[Any] = [None] * ranks
             dist.all_gather_object(everyones, found)
-            found = [broken for ranks in everyones for broken in ranks]
+            found = [unreadable for ranks in everyones for unreadable in ranks]
         self._waiting[part] = []
         self._counters[part].add(found)
         self._counters[part].check(len(task.data.source(part)))

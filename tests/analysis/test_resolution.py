@@ -22,7 +22,7 @@ def result(size: int) -> Result:
         images=size,
         skipped=0,
         images_per_second=1e4 / size,
-        broken=(),
+        unreadable=(),
     )
 
 

@@ -81,7 +81,7 @@ def test_table_for_people(capsys, model, pictures):
     assert len({line.index("%") for line in lines}) == 1, "the columns are aligned"
 
 
-def test_broken_pictures_are_reported_and_passed_over(capsys, model, pictures):
+def test_unreadable_images_are_reported_and_passed_over(capsys, model, pictures):
     whole = (pictures / "a.png").read_bytes()
     (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
     (pictures / "empty.png").write_bytes(b"")
@@ -96,7 +96,7 @@ def test_broken_pictures_are_reported_and_passed_over(capsys, model, pictures):
     assert report[3]["predictions"][0]["name"] == expected(pictures / "sub/b.png")[0][0]
 
 
-def test_nothing_but_broken_pictures(capsys, model, tmp_path):
+def test_nothing_but_unreadable_images(capsys, model, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
     assert (
         "error"

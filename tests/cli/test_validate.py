@@ -80,7 +80,7 @@ def test_numbers_of_a_loop_written_by_hand(capsys, model, data):
     assert 0 < record["top1"] < record["top5"] == 100
     assert (record["images"], record["skipped"], record["size"]) == (16, 0, f"{SIZE} x {SIZE}")
     assert record["images_per_second"] > 0
-    assert (report["model"], report["crop_pct"], report["broken"]) == ("test_vmamba", CROP_PCT, [])
+    assert (report["model"], report["crop_pct"], report["unreadable"]) == ("test_vmamba", CROP_PCT, [])
 
 
 def test_a_published_file_on_real_pictures(capsys, tmp_path):
@@ -140,7 +140,7 @@ def test_text_for_people(capsys, model, data):
     assert "16 images of" in out and "  images     16\n" in out and "not counted" not in out
 
 
-def test_broken_pictures_are_not_counted_but_listed(capsys, model, data):
+def test_unreadable_images_are_not_counted_but_listed(capsys, model, data):
     (data / "validation" / "ant" / "0.png").write_bytes(b"")
     whole = (data / "validation" / "bee" / "5.png").read_bytes()
     (data / "validation" / "bee" / "5.png").write_bytes(whole[: len(whole) // 2])
@@ -148,7 +148,7 @@ def test_broken_pictures_are_not_counted_but_listed(capsys, model, data):
     report = json.loads(validate(capsys, "--checkpoint", model, "--data", data, "--json"))
     check(report["results"][0], by_hand(files, by_folder))
     assert (report["results"][0]["images"], report["results"][0]["skipped"]) == (14, 2)
-    assert [entry["name"][-9:] for entry in report["broken"]] == ["ant/0.png", "bee/5.png"]
+    assert [entry["name"][-9:] for entry in report["unreadable"]] == ["ant/0.png", "bee/5.png"]
     out = validate(capsys, "--checkpoint", model, "--data", data)
     assert "  images     14, 2 skipped\n" in out
     assert "2 images could not be read, and are not counted" in out

@@ -127,7 +127,7 @@ def odd_pictures() -> dict[str, bytes]:
     }
 
 
-def broken_pictures() -> dict[str, bytes]:
+def unreadable_images() -> dict[str, bytes]:
     good = encode(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
     bomb = bytearray(encode(picture(0)))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # what the header says of the size

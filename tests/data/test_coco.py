@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from ganglion.data import BrokenImage, CocoSource, DataError
+from ganglion.data import CocoSource, DataError, UnreadableImage
 from ganglion.data.coco_masks import wrong_counts
 
 
@@ -181,7 +181,7 @@ def test_compressed_run_lengths_are_checked(source):
     found = content()
     for counts in ("~~~", "!", "o"):
         found["annotations"][2]["segmentation"] = RUNS | {"counts": counts}
-        with pytest.raises(BrokenImage, match=r"instances.json number 0: the mask's"):
+        with pytest.raises(UnreadableImage, match=r"instances.json number 0: the mask's"):
             source(found).image(1)
 
 
@@ -224,10 +224,10 @@ def test_corners_in_place_of_sides(source):
 def test_files_that_are_missing_or_of_another_size(source, tmp_path):
     found = source(content())
     (tmp_path / "1.png").unlink()
-    with pytest.raises(BrokenImage, match="No such file"):
+    with pytest.raises(UnreadableImage, match="No such file"):
         found.image(1)
     Image.new("RGB", (41, 30)).save(tmp_path / "2.png")
-    with pytest.raises(BrokenImage, match="41 x 30 pixels, and 40 x 30 in instances"):
+    with pytest.raises(UnreadableImage, match="41 x 30 pixels, and 40 x 30 in instances"):
         found.image(2)
     for path in tmp_path.glob("*.png"):
         path.unlink()

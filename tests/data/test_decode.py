@@ -1,4 +1,4 @@
-"""Whatever is in a file becomes the picture that a viewer shows, or a BrokenImage that says why not."""
+"""Whatever is in a file becomes the picture that a viewer shows, or a UnreadableImage that says why not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganglion.data import BrokenImage, open_image
+from ganglion.data import UnreadableImage, open_image
 from ganglion.data.decode import read_image
 
-from .pictures import broken_pictures, encode, odd_pictures, opened, picture
+from .pictures import encode, odd_pictures, opened, picture, unreadable_images
 
 ODD = odd_pictures()
 COLOUR = opened(ODD["rgba.png"])
@@ -134,14 +134,14 @@ def test_floats_that_are_no_numbers():
         ("truncated.png", "truncated|broken"),
     ],
 )
-def test_broken(name, said):
-    with pytest.raises(BrokenImage, match=said):
-        opened(broken_pictures()[name])
+def test_unreadable(name, said):
+    with pytest.raises(UnreadableImage, match=said):
+        opened(unreadable_images()[name])
 
 
 def test_smaller_bombs():
     content = io.BytesIO(encode(picture(0, 100)))
-    with pytest.raises(BrokenImage, match="100 x 100 pixels, more than 9999"):
+    with pytest.raises(UnreadableImage, match="100 x 100 pixels, more than 9999"):
         open_image(content, max_pixels=9999)
     assert open_image(content, max_pixels=10_000).size == (100, 100)
 
@@ -154,7 +154,7 @@ def test_paths(tmp_path):
         ("link.jpg", "No such file"),
         ("none.jpg", "No such file"),
     ):
-        with pytest.raises(BrokenImage, match=said):
+        with pytest.raises(UnreadableImage, match=said):
             open_image(tmp_path / name)
 
 
@@ -165,13 +165,13 @@ def test_no_permission(tmp_path, monkeypatch):
         raise PermissionError(13, os.strerror(13), "secret.jpg")
 
     monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(BrokenImage, match="Permission denied"):
+    with pytest.raises(UnreadableImage, match="Permission denied"):
         open_image(tmp_path / "secret.jpg")
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "DDS", "SGI", "TGA"])
 def test_no_damage_escapes(format):
-    """Bytes changed at random give a picture or a BrokenImage, nothing else."""
+    """Bytes changed at random give a picture or a UnreadableImage, nothing else."""
     content, rng = encode(picture(7, 32), format), random.Random(0)
     outcomes = set()
     for _ in range(150):
@@ -180,9 +180,9 @@ def test_no_damage_escapes(format):
             damaged[rng.randrange(min(len(damaged), 200))] = rng.randrange(256)
         try:
             outcomes.add(open_image(io.BytesIO(damaged), max_pixels=10**6).mode)
-        except BrokenImage:
-            outcomes.add("broken")
-    assert outcomes == {"RGB", "broken"}
+        except UnreadableImage:
+            outcomes.add("unreadable")
+    assert outcomes == {"RGB", "unreadable"}
 
 
 def test_a_decoder_that_fails_in_its_own_way(monkeypatch):
@@ -190,7 +190,7 @@ def test_a_decoder_that_fails_in_its_own_way(monkeypatch):
         raise RuntimeError("libavif")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
-    with pytest.raises(BrokenImage, match="libavif"):
+    with pytest.raises(UnreadableImage, match="libavif"):
         opened(encode(picture(0)))
 
 
@@ -211,7 +211,7 @@ def test_arrays():
         (saved(pixels)[:-9], "reshape|read"),
     ]
     for content, said in bad:
-        with pytest.raises(BrokenImage, match=said):
+        with pytest.raises(UnreadableImage, match=said):
             read_image(io.BytesIO(content), 13)
 
 
@@ -229,11 +229,11 @@ def test_no_other_program_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
     (tmp_path / "x.jpg").write_bytes(POSTSCRIPT)
     for file in (tmp_path / "x.jpg", io.BytesIO(POSTSCRIPT)):
-        with pytest.raises(BrokenImage, match="empty, or not an image"):
+        with pytest.raises(UnreadableImage, match="empty, or not an image"):
             open_image(file)
     with (
         Image.open(tmp_path / "x.jpg") as picture,
-        pytest.raises(BrokenImage, match="EPS: expected AVIF, BMP"),
+        pytest.raises(UnreadableImage, match="EPS: expected AVIF, BMP"),
     ):
         open_image(picture)
 
@@ -242,7 +242,7 @@ def test_no_other_program_runs(tmp_path, monkeypatch):
 def test_formats_that_are_not_meant(format):
     file = io.BytesIO()
     picture(0, 16).convert("1" if format in ("XBM", "MSP") else "RGB").save(file, format)
-    with pytest.raises(BrokenImage, match="empty, or not an image"):
+    with pytest.raises(UnreadableImage, match="empty, or not an image"):
         open_image(file)
 
 
@@ -250,5 +250,5 @@ def test_formats_that_are_not_meant(format):
 def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     for channels in (3, 13):
-        with pytest.raises(BrokenImage, match="not a regular file"):
+        with pytest.raises(UnreadableImage, match="not a regular file"):
             read_image(tmp_path / "x.jpg", channels)

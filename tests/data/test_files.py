@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from ganglion.data import BrokenImage, DataError, open_dataset
+from ganglion.data import DataError, UnreadableImage, open_dataset
 from ganglion.data.decode import FORMATS, extensions
 from ganglion.data.files import FolderFiles, TarFiles, hidden
 
@@ -214,7 +214,7 @@ def test_links_in_a_tar_file(tmp_path):
     source = open_dataset(tmp_path / "x.tar", split="")
     for i in range(3):
         assert number(plain(source.image(i)[0])) == 7
-    with pytest.raises(BrokenImage, match="no content of its own"):
+    with pytest.raises(UnreadableImage, match="no content of its own"):
         source.image(3)
 
 

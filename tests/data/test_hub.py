@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ganglion.data import BrokenImage, DataError, Processes, eval_loader, open_dataset, train_loader
+from ganglion.data import DataError, Processes, UnreadableImage, eval_loader, open_dataset, train_loader
 
 from .pictures import (
-    broken_pictures,
     encode,
     noisy,
     number,
@@ -17,6 +16,7 @@ from .pictures import (
     opened,
     picture,
     plain,
+    unreadable_images,
     write_folder,
 )
 
@@ -27,7 +27,7 @@ datasets = pytest.importorskip(
 LENGTHS = (5, 4, 6)
 IMAGES = sum(LENGTHS)
 NAMES = ["ant", "bee", "cat", "dog"]
-BROKEN = broken_pictures()
+UNREADABLE = unreadable_images()
 
 
 @pytest.fixture(autouse=True)
@@ -89,16 +89,16 @@ def test_labels_without_names(tmp_path):
 def test_image_folder(tmp_path):
     """Files beside each other, as the package reads them; decoded here."""
     write_folder(tmp_path / "data" / "train", each=2)
-    (tmp_path / "data" / "train" / "ant" / "2.jpg").write_bytes(BROKEN["truncated.jpg"])
+    (tmp_path / "data" / "train" / "ant" / "2.jpg").write_bytes(UNREADABLE["truncated.jpg"])
     memory = source(tmp_path / "data", "hfds")
     assert memory.class_names == ["ant", "bee"] and len(memory) == 5
-    broken = [b for batch in eval_loader(memory, plain, batch_size=5) for b in batch.broken]
-    assert len(broken) == 1 and broken[0].name.startswith("row ") and "2.jpg" in broken[0].name
+    unreadable = [b for batch in eval_loader(memory, plain, batch_size=5) for b in batch.unreadable]
+    assert len(unreadable) == 1 and unreadable[0].name.startswith("row ") and "2.jpg" in unreadable[0].name
     stream = source(tmp_path / "data", num_samples=5)
     assert stream.class_names == ["ant", "bee"]
     batches = list(eval_loader(stream, plain, batch_size=5))
     assert seen(batches) == [0, 1, 2, 3]
-    assert [b.name.endswith("ant/2.jpg") for b in batches[0].broken] == [True]
+    assert [b.name.endswith("ant/2.jpg") for b in batches[0].unreadable] == [True]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -165,18 +165,22 @@ def test_pictures_are_those_of_a_folder(tmp_path):
         assert np.array_equal(np.asarray(memory.image(i)[0]), opened(content)), name
 
 
-def with_broken(folder):
+def with_unreadable(folder):
     contents = files()
-    contents[0][1], contents[1][0], contents[2][5] = BROKEN["truncated.png"], b"", BROKEN["text.jpg"]
+    contents[0][1], contents[1][0], contents[2][5] = UNREADABLE["truncated.png"], b"", UNREADABLE["text.jpg"]
     return write_parquet(folder, contents)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_in_a_stream(tmp_path, workers):
-    root = with_broken(tmp_path / "data")
+def test_unreadable_in_a_stream(tmp_path, workers):
+    root = with_unreadable(tmp_path / "data")
     batches = list(eval_loader(source(root), plain, batch_size=4, processes=Processes(workers=workers)))
     assert seen(batches) == sorted(set(range(IMAGES)) - {1, 5, 14})
-    assert sorted(b.name for batch in batches for b in batch.broken) == ["0001.png", "0005.png", "0014.png"]
+    assert sorted(b.name for batch in batches for b in batch.unreadable) == [
+        "0001.png",
+        "0005.png",
+        "0014.png",
+    ]
     trained = list(
         train_loader(
             source(root, training=True), plain, batch_size=3, seed=0, processes=Processes(workers=workers)
@@ -184,13 +188,13 @@ def test_broken_in_a_stream(tmp_path, workers):
     )
     assert len(trained) == 5 and len(seen(trained)) == IMAGES
     if not workers:
-        assert {b.name for batch in trained for b in batch.broken} == {"0001.png", "0005.png", "0014.png"}
+        assert {b.name for batch in trained for b in batch.unreadable} == {"0001.png", "0005.png", "0014.png"}
 
 
-def test_broken_in_memory(tmp_path):
-    found = source(with_broken(tmp_path / "data"), "hfds")
+def test_unreadable_in_memory(tmp_path):
+    found = source(with_unreadable(tmp_path / "data"), "hfds")
     assert seen(eval_loader(found, plain, batch_size=4)) == sorted(set(range(IMAGES)) - {1, 5, 14})
-    with pytest.raises(BrokenImage):
+    with pytest.raises(UnreadableImage):
         found.image(5)
     assert found.name(5) == "row 5 (0005.png)"
 
@@ -226,5 +230,5 @@ def test_no_such_data_or_column(tmp_path):
     datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).to_parquet(str(folder / "train.parquet"))
     with pytest.raises(DataError, match=r"unknown column 'image'. Valid: label, text"):
         source(folder)
-    with pytest.raises(BrokenImage):
+    with pytest.raises(UnreadableImage):
         source(folder, "hfds").image(0)

@@ -1,4 +1,4 @@
-"""Batches of what can be read in any order: what they hold, whoever reads them, and what replaces a broken image."""
+"""Batches of what can be read in any order: what they hold, and what replaces an unreadable image."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from ganglion.data import Broken, BrokenCounter, DataError, Processes, eval_loader, open_dataset, train_loader
+from ganglion.data import (
+    DataError,
+    Processes,
+    Unreadable,
+    UnreadableCounter,
+    eval_loader,
+    open_dataset,
+    train_loader,
+)
 
-from .pictures import broken_pictures, noisy, number, plain, write_folder
+from .pictures import noisy, number, plain, unreadable_images, write_folder
 
-BROKEN = broken_pictures()
+UNREADABLE = unreadable_images()
 IMAGES = 20
 
 
@@ -21,10 +29,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
-    """Images 3, 4 and 19 are broken."""
+    """Images 3, 4 and 19 are unreadable."""
     root = write_folder(tmp_path_factory.mktemp("damaged") / "train", each=IMAGES // 2)
     for name in ("ant/3.png", "ant/4.png", "bee/9.png"):
-        (root / name).write_bytes(BROKEN["truncated.png"])
+        (root / name).write_bytes(UNREADABLE["truncated.png"])
     return root.parent
 
 
@@ -71,14 +79,14 @@ def test_ranks_side_by_side_are_one(damaged, ranks):
         assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
 
 
-def test_a_broken_image_gives_way_to_the_next(folder, damaged):
+def test_an_unreadable_image_gives_way_to_the_next(folder, damaged):
     """3 and 4 to 5, 19 to 0."""
     whole = [number(i) for batch in load(folder, plain, batch_size=20) for i in batch.images]
     (batch,) = load(damaged, plain, batch_size=20)
     assert [number(i) for i in batch.images] == [{3: 5, 4: 5, 19: 0}.get(n, n) for n in whole]
     assert batch.targets.tolist() == [int(number(i) >= 10) for i in batch.images]
-    assert {b.name for b in batch.broken} == {"ant/3.png", "ant/4.png", "bee/9.png"}
-    assert {b.reason for b in batch.broken} == {"image file is truncated"}
+    assert {b.name for b in batch.unreadable} == {"ant/3.png", "ant/4.png", "bee/9.png"}
+    assert {b.reason for b in batch.unreadable} == {"image file is truncated"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -99,7 +107,7 @@ def test_evaluation_sees_each_image_once(damaged, ranks, workers):
     batches = [batch for share in shares for batch in share]
     seen = [number(i) for b in batches for i, t in zip(b.images, b.targets) if t >= 0]
     assert sorted(seen) == sorted(set(range(IMAGES)) - {3, 4, 19})
-    assert sorted(b.name for batch in batches for b in batch.broken) == [
+    assert sorted(b.name for batch in batches for b in batch.unreadable) == [
         "ant/3.png",
         "ant/4.png",
         "bee/9.png",
@@ -114,7 +122,7 @@ def test_a_batch_of_nothing_has_the_shape_of_the_others(tmp_path, channels):
     loader = eval_loader(open_dataset(tmp_path, split="train", channels=channels), plain, batch_size=2)
     (batch,) = loader
     assert batch.images.shape == (2, channels, 64, 64) and not batch.images.any()
-    assert batch.targets.tolist() == [-1, -1] and len(batch.broken) == 2
+    assert batch.targets.tolist() == [-1, -1] and len(batch.unreadable) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -140,20 +148,20 @@ def test_forked_processes_do_not_share_a_tar_file(folder, tmp_path):
     expected = load(folder, batch_size=1)
     for _ in range(2):
         found = list(train_loader(source, noisy, batch_size=1, seed=4, processes=Processes(workers=2)))
-        assert same(found, expected) and not any(batch.broken for batch in found)
+        assert same(found, expected) and not any(batch.unreadable for batch in found)
 
 
 def test_counter():
-    counter = BrokenCounter(0.1)
+    counter = UnreadableCounter(0.1)
     for _ in range(3):  # met in every epoch
-        counter.add([Broken("a", "empty"), Broken("b", "truncated")])
+        counter.add([Unreadable("a", "empty"), Unreadable("b", "truncated")])
     assert len(counter) == 2
     counter.check(20)
     with pytest.raises(
         DataError, match=r"2 of 19 images \(10.53%\) cannot be used, more than the allowed 10.00%"
     ):
         counter.check(19)
-    counter.add(Broken(f"{n}", "empty") for n in range(3))
+    counter.add(Unreadable(f"{n}", "empty") for n in range(3))
     assert counter.report(2) == "5 unreadable images\n  a: empty\n  b: truncated\n  and 3 more"
 
 

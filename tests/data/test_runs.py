@@ -1,4 +1,4 @@
-"""`ganglion fit` over broken images: counted once, listed at the end of an epoch, and too many stop the run."""
+"""`ganglion fit` over unreadable images: counted once, listed at the end of an epoch, and too many stop the run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from PIL import Image
 from ganglion.tasks import fit
 
 from ..tasks.runs import arguments, run
-from .pictures import broken_pictures, encode, write_shards
+from .pictures import encode, unreadable_images, write_shards
 
-BROKEN = broken_pictures()
+UNREADABLE = unreadable_images()
 OPTIONS = {
     "data__name": "",
     "data__batch_size": 4,
@@ -27,11 +27,11 @@ def pictures(n: int) -> list[bytes]:
 
 
 def write(root, kind: str):
-    """24 training images, of which numbers 2, 9 and 17 are broken, and 8 test images, of which number 5 is."""
+    """24 training images, of which numbers 2, 9 and 17 are unreadable, and 8 test images, of which number 5 is."""
     train, test = pictures(24), pictures(8)
     for place, name in ((2, "truncated.jpg"), (9, "text.jpg"), (17, "empty.jpg")):
-        train[place] = BROKEN[name]
-    test[5] = BROKEN["bomb.png"]
+        train[place] = UNREADABLE[name]
+    test[5] = UNREADABLE["bomb.png"]
     if kind == "wds/":
         return write_shards(root, {"train": [train[:12], train[12:]], "test": [test]})
     for split, contents in (("train", train), ("test", test)):
@@ -67,7 +67,7 @@ def test_too_many_stop_the_run(kind, tmp_path, capsys):
     assert "02" in error and "truncated" in error and "Traceback" not in error
 
 
-def test_a_resumed_run_remembers_what_was_broken(tmp_path, capsys, monkeypatch):
+def test_a_resumed_run_remembers_what_was_unreadable(tmp_path, capsys, monkeypatch):
     """The end of the epoch lists what was met before the interruption, too, and lists nothing twice."""
     root = write(tmp_path / "data", "")
     options = OPTIONS | {"data__max_unreadable": 0.125, "data__workers": 0}

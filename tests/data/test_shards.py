@@ -14,7 +14,6 @@ from ganglion.data import DataError, ImageTransform, Processes, eval_loader, ope
 from ganglion.data.stream import ShardSource
 
 from .pictures import (
-    broken_pictures,
     encode,
     noisy,
     number,
@@ -23,11 +22,12 @@ from .pictures import (
     opened,
     picture,
     plain,
+    unreadable_images,
     write_shards,
 )
 
 LENGTHS = (7, 3, 9, 6, 8, 5)  # 38 images
-BROKEN = broken_pictures()
+UNREADABLE = unreadable_images()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_evaluation_sees_each_image_once(root, ranks, workers):
         everything = [b for share in batches for b in share]
         assert seen(everything) == list(range(images))
         for batch in everything:
-            assert batch.broken == []
+            assert batch.unreadable == []
             for image, target in zip(batch.images, batch.targets):
                 assert target == -1 or target == number(image) % 4
 
@@ -207,38 +207,41 @@ def test_pictures_are_those_of_a_folder(tmp_path):
         assert np.array_equal(np.asarray(image), opened(content)), name
 
 
-def with_broken(root):
+def with_unreadable(root):
     shards = numbered(LENGTHS)
-    shards[0][1] = BROKEN["truncated.png"]
-    shards[2][8] = BROKEN["empty.jpg"]  # the last of its shard
-    shards[3] = [BROKEN["text.jpg"]] * 6
+    shards[0][1] = UNREADABLE["truncated.png"]
+    shards[2][8] = UNREADABLE["empty.jpg"]  # the last of its shard
+    shards[3] = [UNREADABLE["text.jpg"]] * 6
     return write_shards(root, {"train": shards, "val": shards})
 
 
-BROKEN_NAMES = {f"{{}}-0.tar/{1:04d}", f"{{}}-2.tar/{18:04d}"} | {
+UNREADABLE_NAMES = {f"{{}}-0.tar/{1:04d}", f"{{}}-2.tar/{18:04d}"} | {
     f"{{}}-3.tar/{n:04d}" for n in range(19, 25)
 }
 BROKEN_NUMBERS = {1, 18, *range(19, 25)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_in_evaluation(tmp_path, workers):
+def test_unreadable_in_evaluation(tmp_path, workers):
     batches = list(
         eval_loader(
-            source(with_broken(tmp_path), "val"), plain, batch_size=4, processes=Processes(workers=workers)
+            source(with_unreadable(tmp_path), "val"),
+            plain,
+            batch_size=4,
+            processes=Processes(workers=workers),
         )
     )
     assert seen(batches) == sorted(set(range(38)) - BROKEN_NUMBERS)
-    broken = [b for batch in batches for b in batch.broken]
-    assert sorted(b.name for b in broken) == sorted(name.format("val") for name in BROKEN_NAMES)
-    assert {b.reason for b in broken} >= {"empty, or not an image"}
-    assert sum(int((batch.targets == -1).sum()) for batch in batches) >= len(broken)
+    unreadable = [b for batch in batches for b in batch.unreadable]
+    assert sorted(b.name for b in unreadable) == sorted(name.format("val") for name in UNREADABLE_NAMES)
+    assert {b.reason for b in unreadable} >= {"empty, or not an image"}
+    assert sum(int((batch.targets == -1).sum()) for batch in batches) >= len(unreadable)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_in_training(tmp_path, workers):
-    """Full batches of readable images, the same after a resume; every broken one is named."""
-    root = with_broken(tmp_path)
+def test_unreadable_in_training(tmp_path, workers):
+    """Full batches of readable images, the same after a resume; every unreadable one is named."""
+    root = with_unreadable(tmp_path)
 
     def batches(start=0):
         options = {"seed": 1, "epoch": 2, "start_batch": start, "processes": Processes(workers=workers)}
@@ -246,19 +249,23 @@ def test_broken_in_training(tmp_path, workers):
 
     whole = batches()
     assert len(whole) == 19 and all(len(batch.images) == 2 for batch in whole)
-    assert {b.name for batch in whole for b in batch.broken} <= {n.format("train") for n in BROKEN_NAMES}
+    assert {b.name for batch in whole for b in batch.unreadable} <= {
+        n.format("train") for n in UNREADABLE_NAMES
+    }
     if not workers:  # one process reads everything once
-        assert {b.name for batch in whole for b in batch.broken} == {n.format("train") for n in BROKEN_NAMES}
+        assert {b.name for batch in whole for b in batch.unreadable} == {
+            n.format("train") for n in UNREADABLE_NAMES
+        }
     for start in range(1, 19, 4):
         for batch, expected in zip(batches(start), whole[start:], strict=True):
             assert torch.equal(batch.images, expected.images) and torch.equal(batch.targets, expected.targets)
 
 
-def test_a_broken_image_gives_way_to_the_next(tmp_path):
+def test_an_unreadable_image_gives_way_to_the_next(tmp_path):
     contents = [
         encode(picture(0)),
-        BROKEN["empty.jpg"],
-        BROKEN["text.jpg"],
+        UNREADABLE["empty.jpg"],
+        UNREADABLE["text.jpg"],
         encode(picture(3)),
         encode(picture(4)),
     ]
@@ -268,7 +275,7 @@ def test_a_broken_image_gives_way_to_the_next(tmp_path):
     (batch,) = loader
     assert [number(image) for image in batch.images] == [0, 3, 3, 3, 4]
     assert batch.targets.tolist() == [0, 3, 3, 3, 0]
-    assert [b.name for b in batch.broken] == ["train-0.tar/0001", "train-0.tar/0002"]
+    assert [b.name for b in batch.unreadable] == ["train-0.tar/0001", "train-0.tar/0002"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -281,7 +288,7 @@ def test_nothing_readable(tmp_path, workers):
 
 @pytest.mark.parametrize("damage", ["truncated", "gone", "noise"])
 def test_damaged_shard(tmp_path, damage):
-    """What should be there and is not counts as broken, image by image; the other shards are read."""
+    """What should be there and is not counts as unreadable, image by image; the other shards are read."""
     root = write_shards(tmp_path, {"val": numbered((5, 10, 5))})
     stream = source(root, "val")
     file = root / "val-1.tar"
@@ -291,11 +298,11 @@ def test_damaged_shard(tmp_path, damage):
     else:
         file.write_bytes(content[: len(content) // 3] if damage == "truncated" else b"\xff" * len(content))
     batches = list(eval_loader(stream, plain, batch_size=4))
-    broken = [b for batch in batches for b in batch.broken]
+    unreadable = [b for batch in batches for b in batch.unreadable]
     kept = seen(batches)
-    assert set(kept) >= {*range(5), *range(15, 20)} and len(kept) + len(broken) == 20
-    assert (len(broken) < 10) == (damage == "truncated")
-    assert all(b.name.startswith("val-1.tar[") and b.reason for b in broken)
+    assert set(kept) >= {*range(5), *range(15, 20)} and len(kept) + len(unreadable) == 20
+    assert (len(unreadable) < 10) == (damage == "truncated")
+    assert all(b.name.startswith("val-1.tar[") and b.reason for b in unreadable)
 
 
 def test_samples_without_an_image_or_a_label(tmp_path):
@@ -303,7 +310,7 @@ def test_samples_without_an_image_or_a_label(tmp_path):
     stream = source(write_shards(tmp_path, {"val": [contents]}), "val")
     (batch,) = eval_loader(stream, plain, batch_size=3)
     assert batch.targets.tolist() == [-1, -1, 2]
-    assert [b.reason for b in batch.broken] == ["no image among txt, cls", "no image among cls2, cls"]
+    assert [b.reason for b in batch.unreadable] == ["no image among txt, cls", "no image among cls2, cls"]
 
 
 def test_labels_beyond_the_network(root):
@@ -376,4 +383,4 @@ def test_hidden_files_in_shards(tmp_path):
             member.size = 8
             tar.addfile(member, io.BytesIO(b"no image"))
     batches = list(eval_loader(source(root), plain, batch_size=4))
-    assert numbers(batches) == [[0, 1, 2, 3]] and batches[0].broken == []
+    assert numbers(batches) == [[0, 1, 2, 3]] and batches[0].unreadable == []

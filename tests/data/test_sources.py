@@ -10,22 +10,22 @@ import warnings
 import numpy as np
 import pytest
 
-from ganglion.data import BrokenImage, DataError, open_dataset
+from ganglion.data import DataError, UnreadableImage, open_dataset
 from ganglion.data.source import IndexedSource
 
 from .pictures import (
-    broken_pictures,
     encode,
     number,
     odd_pictures,
     opened,
     picture,
     plain,
+    unreadable_images,
     write_folder,
     write_tar,
 )
 
-BROKEN = broken_pictures()
+UNREADABLE = unreadable_images()
 
 
 def contents(source) -> list[tuple[int, int]]:
@@ -36,12 +36,12 @@ def contents(source) -> list[tuple[int, int]]:
 
 
 def reasons(source) -> dict[str, str]:
-    """Names of the broken images, and why."""
+    """Names of the unreadable images, and why."""
     found = {}
     for i in range(len(source)):
         try:
             source.image(i)
-        except BrokenImage as error:
+        except UnreadableImage as error:
             found[source.name(i)] = str(error)
     return found
 
@@ -58,7 +58,7 @@ def test_folder(tmp_path):
 
 def test_tar(tmp_path):
     folder = write_folder(tmp_path / "images", each=3)
-    (folder / "ant" / "bad.jpg").write_bytes(BROKEN["truncated.jpg"])
+    (folder / "ant" / "bad.jpg").write_bytes(UNREADABLE["truncated.jpg"])
     (folder / "ant" / "folder.jpg").mkdir()
     source = open_dataset(write_tar(folder, tmp_path / "images.tar"), split="train")
     assert source.class_names == ["ant", "bee"] and source.num_classes == 2 and len(source) == 7
@@ -112,8 +112,8 @@ def test_grey_arrays_without_a_dimension_for_it(tmp_path):
 
 
 def test_encoded_arrays(tmp_path):
-    """A broken one is that image alone."""
-    parts = [encode(picture(0)), BROKEN["text.jpg"], encode(picture(2))]
+    """An unreadable one is that image alone."""
+    parts = [encode(picture(0)), UNREADABLE["text.jpg"], encode(picture(2))]
     offsets = np.cumsum([0, *map(len, parts)])
     np.savez(
         tmp_path / "x_test.npz",
@@ -192,9 +192,9 @@ def test_torchvision(channels, tmp_path):
 
 
 def test_torchvisions_folder(tmp_path):
-    """Decoded here: broken files are reported, and 16 bits are not cut off."""
+    """Decoded here: unreadable files are reported, and 16 bits are not cut off."""
     folder = write_folder(tmp_path / "val", each=2)
-    (folder / "bee" / "2.jpg").write_bytes(BROKEN["empty.jpg"])
+    (folder / "bee" / "2.jpg").write_bytes(UNREADABLE["empty.jpg"])
     (folder / "bee" / "3.png").write_bytes(odd_pictures()["grey16.png"])
     source = open_dataset(tmp_path, split="validation", reader="torch/image_folder")
     assert source.class_names == ["ant", "bee"]
@@ -202,15 +202,15 @@ def test_torchvisions_folder(tmp_path):
     assert np.array_equal(np.asarray(source.image(5)[0]), opened(odd_pictures()["grey16.png"]))
 
 
-def test_broken_files_in_a_folder(tmp_path, monkeypatch):
+def test_unreadable_files_in_a_folder(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "train", each=2) / "bee"
-    for name, content in BROKEN.items():
+    for name, content in UNREADABLE.items():
         (folder / name).write_bytes(content)
     (folder / "link.jpg").symlink_to("nowhere")
     (folder / "folder.jpg").mkdir()
     source = open_dataset(tmp_path, split="train")
     found = reasons(source)
-    assert found.keys() == {f"bee/{name}" for name in (*BROKEN, "link.jpg")}
+    assert found.keys() == {f"bee/{name}" for name in (*UNREADABLE, "link.jpg")}
     assert found["bee/link.jpg"] == "No such file or directory"  # without the path: the name says it
     assert len(source) == 4 + len(found)
 

@@ -134,8 +134,8 @@ def test_policies_at_full_strength(policy, crop):
 @pytest.mark.parametrize(
     ("channels", "change", "said"),
     [
-        (13, {"auto_augment": "rand-m9"}, "need pictures, these images have 13 channels"),
-        (13, {"color_jitter": 0.4}, "need pictures, these images have 13 channels"),
+        (13, {"auto_augment": "rand-m9"}, "need 1, 3 or 4 channels, these images have 13"),
+        (13, {"color_jitter": 0.4}, "need 1, 3 or 4 channels, these images have 13"),
         (4, {"auto_augment": "rand-m9"}, "needs 1 or 3 channels, not the 4"),
     ],
 )

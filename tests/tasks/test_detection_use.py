@@ -194,9 +194,9 @@ def test_predict_from_python(model, data):
     for entry in ganglion.predict(loaded, forms, threshold=0.0):
         assert [p["bbox"] for p in entry["predictions"]] == [p["bbox"] for p in first["predictions"]]
     bad = data / "annotations" / "instances_val2017.json"
-    good, broken, again = ganglion.predict(loaded, [file, bad, file], threshold=0.0, batch_size=3)
+    good, unreadable, again = ganglion.predict(loaded, [file, bad, file], threshold=0.0, batch_size=3)
     assert good["predictions"] == again["predictions"] == first["predictions"]
-    assert "predictions" not in broken and broken["error"]
+    assert "predictions" not in unreadable and unreadable["error"]
 
 
 # Matches, by hand

@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from ganglion.data import Batch, Broken
+from ganglion.data import Batch, Unreadable
 from ganglion.tasks.classification.metrics import Counts
 from ganglion.tasks.evaluation import evaluate
 
@@ -25,8 +25,8 @@ def network():
 def batches(network):
     """Of 5, 5 and 2 images. Two do not count; the network is right about at least one."""
     torch.manual_seed(1)
-    broken = [Broken("a.jpg", "empty"), Broken("b.jpg", "truncated")]
-    sizes = ((5, []), (5, broken), (2, []))
+    unreadable = [Unreadable("a.jpg", "empty"), Unreadable("b.jpg", "truncated")]
+    sizes = ((5, []), (5, unreadable), (2, []))
     found = [Batch(torch.randn(n, 3, 40, 48), torch.randint(7, (n,)), list(lost)) for n, lost in sizes]
     found[1].targets[1:3] = -1
     found[2].targets[0] = network(found[2].images).argmax(1)[0]
@@ -57,7 +57,7 @@ def test_counts_of_a_loop_written_by_hand(network, batches):
     assert (result.values["top1"], result.values["top5"]) == (100 * top1 / images, 100 * top5 / images)
     assert result.values["loss"] == pytest.approx(loss / images, rel=1e-5)
     assert result.images_per_second > 0
-    assert [b.name for b in result.broken] == ["a.jpg", "b.jpg"]
+    assert [b.name for b in result.unreadable] == ["a.jpg", "b.jpg"]
 
 
 def test_mixed_precision_and_memory_format(network, batches):

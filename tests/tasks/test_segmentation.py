@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import ganglion
-from ganglion.data import Batch, BrokenImage, DataError
+from ganglion.data import Batch, DataError, UnreadableImage
 from ganglion.data.masks import IGNORED, MaskSource
 from ganglion.tasks.segmentation.metrics import SegmentationMetrics, open_masks
 from ganglion.tasks.segmentation.prediction import draw, label_map
@@ -117,7 +117,7 @@ def test_a_mask_that_is_wrong_is_named(tmp_path):
         source(tmp_path / "5", Image.fromarray(VALUES))
     found = source(tmp_path / "4", Image.fromarray(VALUES))
     (tmp_path / "4" / "masks" / "a.png").write_bytes(b"\x89PNG nothing")
-    with pytest.raises(BrokenImage):
+    with pytest.raises(UnreadableImage):
         found.image(0)
 
 

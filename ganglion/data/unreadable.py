@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .types import Broken, DataError
+from .types import DataError, Unreadable
 
 
-class BrokenCounter:
+class UnreadableCounter:
     """Unreadable images by name; more than the fraction `limit` of all is an error."""
 
     def __init__(self, limit: float):
@@ -17,12 +17,12 @@ class BrokenCounter:
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, found: Iterable[Broken]) -> None:
-        self._found.update((broken.name, broken.reason) for broken in found)
+    def add(self, found: Iterable[Unreadable]) -> None:
+        self._found.update((unreadable.name, unreadable.reason) for unreadable in found)
 
-    def found(self) -> list[Broken]:
+    def found(self) -> list[Unreadable]:
         """What was counted, in the order in which it was met."""
-        return [Broken(name, reason) for name, reason in self._found.items()]
+        return [Unreadable(name, reason) for name, reason in self._found.items()]
 
     def check(self, total: int) -> None:
         """Raise DataError if more than the allowed fraction of `total` images is unreadable."""

@@ -47,9 +47,13 @@ class Details(Protocol):
 
 def details_of(task: str) -> type[Details] | None:
     """Those of a task by its name; None for one that has none."""
-    from . import answers, objects
+    from . import answers, objects, regions
 
-    known: dict[str, type[Details]] = {"classification": answers.Answered, "detection": objects.Detected}
+    known: dict[str, type[Details]] = {
+        "classification": answers.Answered,
+        "detection": objects.Detected,
+        "segmentation": regions.Segmented,
+    }
     return known.get(task)
 
 

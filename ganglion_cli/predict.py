@@ -1,4 +1,4 @@
-"""What a network says of images, their classes or the objects in them: a table, JSON, or annotated copies."""
+"""What a network says of images, their classes or what is where in them: a table, JSON, or annotated copies."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .common import (
     fail,
     fraction,
     load,
+    need_extra,
     pick_device,
     positive,
     print_json,
@@ -27,6 +28,14 @@ from .options import say_loading
 if TYPE_CHECKING:
     from ganglion.tasks.loaded_model import LoadedModel
 
+#: Tasks that an option is of.
+_TASKS = {
+    "top_k": ("classification",),
+    "threshold": ("detection",),
+    "results": ("detection", "segmentation"),
+    "window": ("segmentation",),
+    "label_maps": ("segmentation",),
+}
 #: What stands for standard input.
 _STDIN = "-"
 
@@ -36,6 +45,7 @@ examples:
   ganglion predict holiday/ --checkpoint runs/one/model --top-k 3 --save annotated
   ganglion predict 'holiday/**/*.jpg' --checkpoint runs/one/model --json
   ganglion predict street/ --checkpoint runs/detector/model --threshold 0.5 --save found --results found.json
+  ganglion predict aerial.png --checkpoint runs/segmentor/model --window 512 --label-maps labels --save found
   curl -s https://example.org/photo.jpg | ganglion predict - --checkpoint runs/one/model
 
 exit status: 0; 1 if an image could not be read or the network not be loaded; 2 for arguments that make no sense
@@ -58,10 +68,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="of a detector: objects with at least this score (0.3)",
     )
+    parser.add_argument(
+        "--window",
+        type=positive,
+        metavar="N",
+        help="of a segmentor: read images at full size, in overlapping windows of N x N pixels",
+    )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="images at a time (16)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument(
-        "--results", type=Path, metavar="FILE.json", help="of a detector: write COCO's format of results here"
+        "--results",
+        type=Path,
+        metavar="FILE.json",
+        help="of a detector or segmentor: write COCO's format of results here",
+    )
+    parser.add_argument(
+        "--label-maps",
+        type=Path,
+        metavar="DIR",
+        help="of a segmentor: write a PNG for each image whose values are its classes, 0 the first",
     )
     parser.add_argument(
         "--save", type=Path, metavar="DIR", help="write a copy of each image with what was found in it"
@@ -86,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args, loaded)
     files = _find(args, paths, loaded.data_config["input_size"][0])
     copies = _Copies(args, files, loaded)
+    maps = _LabelMaps(args, files)
     loaded.network.to(device)
     names = [shown(file) for file in files]
     width = max(map(len, names))
@@ -105,10 +131,11 @@ def run(args: argparse.Namespace) -> int:
             if not args.json:
                 _print_entry(name, loaded.task.prediction.lines(entry), width)
             copies.save(file, entry)
+            maps.save(file, entry)
     except NetworkError as error:
         fail(args, error)
     if args.results is not None:
-        _write_results(args.results, report)
+        _write_results(args.results, report, loaded)
     if args.json:
         print_json(report)
     elif args.save is not None:
@@ -118,25 +145,24 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace, loaded: LoadedModel) -> dict[str, Any]:
     """Those of the network's task. Exits with status 2 where one is of another task."""
-    of = {"top_k": "classification", "threshold": "detection", "results": "detection"}
-    given = {name: value for name in of if (value := getattr(args, name)) is not None}
+    given = {name: value for name in _TASKS if (value := getattr(args, name)) is not None}
     for name in given:
-        if of[name] != loaded.task.name:
-            option = f"--{name.replace('_', '-')}"
-            args.parser.error(f"{option} is of {of[name]}, and {loaded.name} is of {loaded.task.name}")
-    given.pop("results", None)
-    return given
+        if loaded.task.name not in _TASKS[name]:
+            option, tasks = f"--{name.replace('_', '-')}", " and ".join(_TASKS[name])
+            args.parser.error(f"{option} is of {tasks}, and {loaded.name} is of {loaded.task.name}")
+    if "window" in given and args.window < 32:
+        args.parser.error(f"--window {args.window}: expected at least 32 pixels")
+    if "results" in given:
+        need_extra(args, "--results", "faster_coco_eval", "detection")
+    return {name: value for name, value in given.items() if name not in ("results", "label_maps")}
 
 
-def _write_results(path: Path, report: Sequence[dict[str, Any]]) -> None:
+def _write_results(path: Path, report: Sequence[dict[str, Any]], loaded: LoadedModel) -> None:
     """COCO's format of results, in which an image is known by its file."""
     from ganglion.files import replacing
 
-    keys = ("image_id", "category_id", "bbox", "score", "segmentation")
     results = [
-        {key: entry["file"] if key == "image_id" else found[key] for key in keys}
-        for entry in report
-        for found in entry.get("predictions", ())
+        found for entry in report if "error" not in entry for found in loaded.task.prediction.results(entry)
     ]
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(results))
@@ -196,17 +222,7 @@ class _Copies:
             return
         if self._channels not in (1, 3, 4):
             fail(args, f"--save draws images of 1, 3 or 4 channels, the network takes {self._channels}")
-        self._targets = dict(zip(files, _free_names(files, args.save), strict=True))
-        there = [target for target in self._targets.values() if os.path.lexists(target)]
-        if there and not args.overwrite:
-            fail(
-                args,
-                f"--save {args.save}: {there[0].name} is there already. Expected another folder, or --overwrite",
-            )
-        try:
-            args.save.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            fail(args, f"--save {args.save}: {error.strerror}")
+        self._targets = _targets(args, "--save", args.save, files, ".predicted.jpg")
 
     def image(self, file: str) -> str | bytes:
         """What `predictions` is given for a file: its name, or the content of standard input."""
@@ -233,15 +249,55 @@ class _Copies:
             fail(self._args, f"cannot write {str(target)!r}: {getattr(error, 'strerror', None) or error}")
 
 
-def _free_names(files: Sequence[str], folder: Path) -> list[Path]:
-    """Where to save each file's copy: its name with `.predicted.jpg`, numbered where two would be one or an input."""
+class _LabelMaps:
+    """The files that --label-maps asks for."""
+
+    def __init__(self, args: argparse.Namespace, files: Sequence[str]):
+        self._args, folder = args, args.label_maps
+        self._targets = {} if folder is None else _targets(args, "--label-maps", folder, files, ".png")
+
+    def save(self, file: str, entry: dict[str, Any]) -> None:
+        from PIL import Image
+
+        from ganglion.files import replacing
+        from ganglion.tasks.segmentation.prediction import label_map
+
+        if (target := self._targets.get(file)) is None:
+            return
+        try:
+            with replacing(target) as temporary:
+                Image.fromarray(label_map(entry)).save(temporary)
+        except OSError as error:
+            fail(self._args, f"cannot write {str(target)!r}: {error.strerror or error}")
+
+
+def _targets(
+    args: argparse.Namespace, option: str, folder: Path, files: Sequence[str], suffix: str
+) -> dict[str, Path]:
+    """Each file's own in a folder, which is made. Exits where one is there already."""
+    targets = dict(zip(files, _free_names(files, folder, suffix), strict=True))
+    there = [target for target in targets.values() if os.path.lexists(target)]
+    if there and not args.overwrite:
+        fail(
+            args,
+            f"{option} {folder}: {there[0].name} is there already. Expected another folder, or --overwrite",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(args, f"{option} {folder}: {error.strerror}")
+    return targets
+
+
+def _free_names(files: Sequence[str], folder: Path, suffix: str) -> list[Path]:
+    """Where to save what is of each file: its name with the suffix, numbered where two would be one or an input."""
     taken = {os.path.realpath(file) for file in files}
     names = []
     for file in files:
         stem = "stdin" if file == _STDIN else Path(file).stem
-        target, number = folder / f"{stem}.predicted.jpg", 2
+        target, number = folder / f"{stem}{suffix}", 2
         while os.path.realpath(target) in taken:
-            target, number = folder / f"{stem}.{number}.predicted.jpg", number + 1
+            target, number = folder / f"{stem}.{number}{suffix}", number + 1
         taken.add(os.path.realpath(target))
         names.append(target)
     return names

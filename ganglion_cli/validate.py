@@ -73,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="folder with a folder for each class, or with one of those for each split; of a detector as COCO's",
+        help="folder with a folder for each class, or with one of those for each split; of a detector as COCO's; of a "
+        "segmentor with images/ and annotations/ or masks/",
     )
     data.add_argument(
         "--split", metavar="NAME", help="which images (validation, or DIR itself where it has no splits)"
@@ -100,7 +101,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take labels for indices of the model's outputs, whatever the classes' names are",
     )
     data.add_argument("--limit", type=positive, metavar="N", help="at most N images")
-    data.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images at a time (64)")
+    data.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images at a time (64, of detectors and segmentors 1)",
+    )
     data.add_argument("--workers", type=natural, metavar="N", help="processes that read images (up to 4)")
     size = parser.add_argument_group("image size")
     size.add_argument("--img-size", type=pixels, metavar="N", help="side in pixels (the model's)")
@@ -133,7 +139,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--predictions",
         type=Path,
         metavar="FILE",
-        help="write label and prediction of each image (.csv), of a detector COCO's results (.json)",
+        help="write label and prediction of each image (.csv), of a detector COCO's results, of a segmentor label maps "
+        "as run lengths (.json)",
     )
     output.add_argument(
         "--plot",
@@ -146,7 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--worst",
         type=Path,
         metavar="DIR",
-        help="of a detector: write the images with the most missed objects",
+        help="write the images with the most missed objects, of a segmentor with the lowest mean IoU",
     )
     add_overwrite(output)
 
@@ -306,7 +313,7 @@ def _measure(
         loader = eval_loader(
             labelled.source,
             labelled.transform(size) if augmented is None else augmented.transform,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size or labelled.batch_size,
             processes=Processes(workers=workers),
             pin_memory=device.type == "cuda",
             collate=labelled.collate,

@@ -20,6 +20,8 @@ _NUMBERS, _NAMES = 12, 60
 #: Cells of a side that a figure still resolves; of more classes, each cell is the highest of several.
 _CELLS = 250
 _LETTERS = 22
+#: Counts from which a cell has percent in it.
+_LARGE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,14 @@ class Confusion:
         self.names = list(names)
         pairs = np.stack([targets[counted], predicted[counted]], axis=1).astype(np.int64).reshape(-1, 2)
         self._pairs, self._counts = np.unique(pairs, axis=0, return_counts=True)
+
+    @classmethod
+    def of_counts(cls, counts: np.ndarray, names: Sequence[str]) -> Confusion:
+        """From the matrix itself, (K, K) by target and prediction; of pixels, for instance."""
+        made = cls(np.empty(0, np.int64), np.empty(0, np.int64), names)
+        made._pairs = np.argwhere(counts > 0)
+        made._counts = counts[counts > 0]
+        return made
 
     def classes(self) -> list[ClassCounts]:
         """The classes that have images or were predicted, by index."""
@@ -124,13 +134,15 @@ class Confusion:
         return classes, found
 
 
-def plot_confusion(confusion: Confusion, title: str, path: str | Path | None = None) -> Figure:
+def plot_confusion(
+    confusion: Confusion, title: str, path: str | Path | None = None, *, what: str = "images"
+) -> Figure:
     """Draw the confusion matrix, each row as fractions of its class's images, and beside it the commonest errors.
 
-    Up to 12 classes have their numbers in the cells, up to 60 their names at the axes. Of more than 250, a cell is the
-    highest of its part of the matrix, so that a single confusion stays visible.
+    Up to 12 classes have their numbers in the cells, or percent where these are large; up to 60 their names at the
+    axes. Of more than 250, a cell is the highest of its part of the matrix, so that a single confusion stays visible.
 
-    path: where to save the figure, if given; its suffix (.png, .svg, .pdf) decides the format.
+    what: what is counted. path: where to save the figure, if given; its suffix (.png, .svg, .pdf) decides the format.
 
     Returns the matplotlib figure, which belongs to no window. Raises ImportError if matplotlib is not installed.
     """
@@ -144,7 +156,7 @@ def plot_confusion(confusion: Confusion, title: str, path: str | Path | None = N
     figure = Figure(figsize=(side + 4.2, side), dpi=150, layout="constrained")
     figure.suptitle(shown(title), fontsize=10, parse_math=False)
     axes, text = figure.subplots(1, 2, width_ratios=(side, 3.4))
-    draw_confusion(axes, text, confusion)
+    draw_confusion(axes, text, confusion, what)
     if path is not None:
         figure.savefig(path, bbox_inches="tight")
     return figure
@@ -178,10 +190,10 @@ def draw_confusion(axes: Axes, text: Axes, confusion: Confusion, what: str = "im
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda x, _: str(classes[int(x)]) if 0 <= x < size else "")
     if size <= _NUMBERS:
+        large = counts.max(initial=0) >= _LARGE
         for i, j in zip(*np.nonzero(counts), strict=True):
-            axes.text(
-                j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=_ink(float(shares[i, j]))
-            )
+            cell = f"{100 * shares[i, j]:.0f}" if large else str(counts[i, j])
+            axes.text(j, i, cell, ha="center", va="center", fontsize=8, color=_ink(float(shares[i, j])))
     _list_errors(text, confusion)
 
 

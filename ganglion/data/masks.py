@@ -28,7 +28,8 @@ class MaskSource(IndexedSource):
     """Images of a folder, each with a mask of the same name in another one, below subfolders too.
 
     A mask is an image of one channel, 8 or 16 bits, whose values are labels; a palette image, whose indices are; or,
-    with `colours`, an RGB image. A target is the label map, (H, W) int64, `IGNORED` where nothing counts.
+    with `colours`, an image of colours, by a palette or not. A target is the label map, (H, W) int64, `IGNORED` where
+    nothing counts.
 
     class_names: of the labels from 0 on. reduce_zero_label: 0 becomes `IGNORED`, 1 the first class, as ADE20K has it.
     colours: (r, g, b) of every class, in order; other colours are `IGNORED`. classes: only these, in this order; pixels
@@ -83,6 +84,10 @@ class MaskSource(IndexedSource):
     def name(self, index: int) -> str:
         return shown(str(self._pairs[index][0].relative_to(self._images)))
 
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self._pairs[index][0]
+
     def image(self, index: int) -> tuple[Raw, Tensor]:
         file, mask = self._pairs[index]
         try:
@@ -101,17 +106,19 @@ class MaskSource(IndexedSource):
     def _labels(self, file: Path) -> Tensor:
         try:
             with Image.open(open_regular(file)) as image:
-                values = np.array(image)
+                # Transparency says nothing of labels; with colours, a palette is a way to write them.
+                mode = {"LA": "L", "RGBA": "RGB", "P": "RGB" if self._colours is not None else "P"}
+                values = np.array(image.convert(mode.get(image.mode, image.mode)))
         except OSError:
             raise
         except Exception as error:  # Pillow's decoders raise what they like
             raise UnreadableImage(f"mask {file}: {reason(error)}") from error
-        if self._colours is not None:
+        if self._colours is not None and values.ndim == 3:
             return self._table[_of_colours(values, self._colours, file)]
         if values.ndim == 3:
             if not (values == values[..., :1]).all():
                 raise DataError(
-                    f"{file} is an image of colours: expected labels, or data.colours with the colour of every class"
+                    f"{file} is an image of colours: expected labels, or a file of classes with the colour of each"
                 )
             values = values[..., 0]
         if values.dtype.kind not in "bui":
@@ -132,12 +139,15 @@ class MaskSource(IndexedSource):
 
 
 def _of_colours(values: np.ndarray, colours: Sequence[Sequence[int]], file: Path) -> Tensor:
-    if values.ndim != 3 or values.shape[2] < 3:
-        raise DataError(f"{file} has no colours: expected an RGB image, as data.colours is given")
     key = values[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
     labels = np.full(key.shape, IGNORED)
     for label, colour in enumerate(colours):
         labels[key == np.array(colour, np.int64) @ np.array([65536, 256, 1])] = label
+    if (labels == IGNORED).all() and len(found := np.unique(key)) > 1:
+        some = ", ".join(f"{k >> 16} {k >> 8 & 255} {k & 255}" for k in found[:4])
+        raise DataError(
+            f"{file} has the colours {some}, of which none is a class's: expected red, green, blue"
+        )
     return torch.from_numpy(labels)
 
 

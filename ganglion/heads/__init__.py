@@ -9,7 +9,7 @@ from .create import (
 )
 from .mask_rcnn import MaskRCNN, MaskRCNNConfig
 from .pyramid import STRIDES, Pyramid, create_pyramid
-from .segmentor import IGNORED, Segmentor, at_size, multi_scale, slide
+from .segmentor import IGNORED, Segmentor, at_size, multi_scale, slide, slide_bands
 from .semantic_fpn import SemanticFPNConfig
 from .upernet import UperNetConfig
 from .weight_names import to_official
@@ -32,5 +32,6 @@ __all__ = [
     "detect_multi_scale",
     "multi_scale",
     "slide",
+    "slide_bands",
     "to_official",
 ]

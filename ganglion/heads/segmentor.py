@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -110,20 +110,29 @@ def slide(segmentor: Segmentor, images: Tensor, *, crop: tuple[int, int], stride
 
     Raises ValueError for a stride that leaves gaps.
     """
+    return torch.cat(list(slide_bands(segmentor, images, crop=crop, stride=stride)), dim=2)
+
+
+def slide_bands(
+    segmentor: Segmentor, images: Tensor, *, crop: tuple[int, int], stride: tuple[int, int]
+) -> Iterator[Tensor]:
+    """The logits of `slide` from top to bottom, (B, C, rows, W) each: of a large image, those of one row of windows are
+    in memory."""
     for c, s in zip(crop, stride, strict=True):
         if not 0 < s <= c:
             raise ValueError(f"stride {stride}: expected from 1 to the crop {crop}")
     height, width = images.shape[2:]
-    total = images.new_zeros(len(images), segmentor.num_classes, height, width)
-    count = images.new_zeros(1, 1, height, width)
-    for top in _starts(height, crop[0], stride[0]):
+    total = images.new_zeros(len(images), segmentor.num_classes, min(crop[0], height), width)
+    count = images.new_zeros(1, 1, *total.shape[2:])
+    tops = _starts(height, crop[0], stride[0])
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
         for left in _starts(width, crop[1], stride[1]):
-            rows, cols = (top, top + crop[0]), (left, left + crop[1])
-            total[..., rows[0] : rows[1], cols[0] : cols[1]] += segmentor(
-                images[..., rows[0] : rows[1], cols[0] : cols[1]]
-            )
-            count[..., rows[0] : rows[1], cols[0] : cols[1]] += 1
-    return total / count
+            cols = slice(left, left + crop[1])
+            total[..., cols] += segmentor(images[..., top : top + crop[0], cols])
+            count[..., cols] += 1
+        done = following - top
+        yield total[:, :, :done] / count[:, :, :done]
+        total, count = (F.pad(x[:, :, done:], (0, 0, 0, done)) for x in (total, count))
 
 
 def _starts(side: int, crop: int, stride: int) -> list[int]:

@@ -57,7 +57,7 @@ class Labelled:
 
     transform: from the side of the images in pixels, None for the network's own, to what happens to an image and its
     target. metrics: makes those of the task, of no image yet. warning: what a user should know, "" if nothing.
-    augmented: test-time augmentation, None where the task has none.
+    augmented: test-time augmentation, None where the task has none. batch_size: images at a time where nobody says.
     """
 
     source: ImageSource
@@ -66,6 +66,7 @@ class Labelled:
     collate: Collate = stack
     warning: str = ""
     augmented: TestTimeAugmentation | None = None
+    batch_size: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import numpy as np
@@ -11,11 +10,12 @@ import timm
 import torch
 from PIL import Image
 
-import ganglion
 from ganglion.data import Batch, DataError, UnreadableImage
+from ganglion.data.mask_classes import read_mask_classes
 from ganglion.data.masks import IGNORED, MaskSource
-from ganglion.tasks.segmentation.metrics import SegmentationMetrics, open_masks
-from ganglion.tasks.segmentation.prediction import draw, label_map
+from ganglion.tasks import fit
+from ganglion.tasks.segmentation.folders import open_masks
+from ganglion.tasks.segmentation.metrics import SegmentationMetrics
 from ganglion.tasks.segmentation.training import Segmentation
 from ganglion.tasks.segmentation.transforms import (
     Augment,
@@ -27,35 +27,15 @@ from ganglion.tasks.segmentation.transforms import (
     nearest,
 )
 from ganglion.training.errors import TrainingError
-from ganglion_cli import main
 
-from .runs import read_last
+from .segmentation_data import NAMES, arguments, whole
 
 CONFIG = {"input_size": [3, 32, 128], "mean": [0.5], "std": [0.25]}
-NAMES = ["sky", "road", "car"]
-
-
-def write(root, split: str, count: int, size=(40, 48), mode="L"):
-    for kind in ("images", "masks"):
-        (root / kind / split).mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(split))
-    for i in range(count):
-        labels = np.zeros(size, np.uint8)
-        labels[size[0] // 2 :] = 1
-        labels[-8:, 4 + i : 20 + i] = 2
-        image = np.array([[80, 120, 250], [90, 90, 90], [250, 40, 40]], np.uint8)[labels]
-        image = np.clip(image + rng.integers(-20, 20, image.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(root / "images" / split / f"{i}.png")
-        Image.fromarray(labels).save(root / "masks" / split / f"{i}.png")
-    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
 
 
 @pytest.fixture
 def data(tmp_path):
-    root = tmp_path / "data"
-    write(root, "train", 6)
-    write(root, "val", 3)
-    return root
+    return whole(tmp_path / "data")
 
 
 def source(folder, mask: Image.Image, **options) -> MaskSource:
@@ -67,6 +47,9 @@ def source(folder, mask: Image.Image, **options) -> MaskSource:
 
 
 VALUES = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
+
+
+COLOURS = [[9, 9, 9], [200, 0, 0], [1, 2, 3]]
 
 
 def palette_image() -> Image.Image:
@@ -84,16 +67,16 @@ def palette_image() -> Image.Image:
         (Image.fromarray(np.stack([VALUES] * 3, 2)), {}, VALUES),
         (Image.fromarray(VALUES), {"reduce_zero_label": True}, [[255, 0, 1], [1, 255, 0]]),
         (Image.fromarray(VALUES), {"classes": ["car", "sky"]}, [[1, 255, 0], [0, 255, 255]]),
-        (
-            palette_image().convert("RGB"),
-            {"colours": [[9, 9, 9], [200, 0, 0], [1, 2, 3]]},
-            [[0, 1, 255], [255, 255, 1]],
-        ),
+        (palette_image().convert("RGB"), {"colours": COLOURS}, [[0, 1, 255], [255, 255, 1]]),
+        (palette_image(), {"colours": COLOURS}, [[0, 1, 255], [255, 255, 1]]),
+        (palette_image().convert("RGBA"), {"colours": COLOURS}, [[0, 1, 255], [255, 255, 1]]),
+        (Image.fromarray(VALUES), {"colours": COLOURS}, VALUES),
+        (Image.fromarray(VALUES).convert("LA"), {}, VALUES),
     ],
 )
 def test_masks_of_every_form(mask, options, expected, tmp_path):
     _, labels = source(tmp_path, mask, **options).image(0)
-    if "colours" in options:  # what the palette says of 2 and 255 is no class
+    if "colours" in options and mask.mode != "L":  # what the palette says of 2 and 255 is no class
         labels = torch.where(labels > 1, IGNORED, labels)
     assert labels.tolist() == np.asarray(expected).tolist() and labels.dtype == torch.int64
 
@@ -108,6 +91,11 @@ def test_a_mask_that_is_wrong_is_named(tmp_path):
     colours = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3))
     with pytest.raises(DataError, match=r"a\.png is an image of colours"):
         source(tmp_path / "3", colours).image(0)
+    with pytest.raises(DataError, match=r"a\.png has the colours 7 7 7, .*expected red, green, blue"):
+        mixed = np.array([[[7, 7, 7], [8, 8, 8]]], np.uint8)
+        source(tmp_path / "6", Image.fromarray(mixed), colours=COLOURS).image(0)
+    with pytest.raises(DataError, match=r"a\.png holds the labels \[300\]"):
+        source(tmp_path / "7", Image.fromarray(np.full((2, 3), 300, np.uint16))).image(0)
     with pytest.raises(DataError, match=r"a\.tif has values of float32: expected whole numbers"):
         found = source(tmp_path / "5", Image.fromarray(VALUES))
         (tmp_path / "5" / "masks" / "a.png").unlink()
@@ -138,6 +126,77 @@ def test_folders_that_are_wrong_are_named(tmp_path, data):
     assert open_masks(str(data), "val").note == "1 images without a mask"
     with pytest.raises(DataError, match=r"classes are .*'bus'.*expected some of sky, road, car"):
         open_masks(str(data), "val", classes=["bus"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", "sky\n\nroad ahead\n", (["sky", "road ahead"], None)),
+        ("a.txt", "\ufeff0 sky\n1 road 2\n", (["sky", "road 2"], None)),
+        ("a.txt", "sky 1 2 3\nroad ahead\t4 5 255\n", (["sky", "road ahead"], [[1, 2, 3], [4, 5, 255]])),
+        ("a.txt", "0: sky, 1, 2, 3\n1: road, 4, 5, 6", (["sky", "road"], [[1, 2, 3], [4, 5, 6]])),
+        (
+            "a.txt",
+            "64 128 64\tAnimal\n192 0 128\tArch way",
+            (["Animal", "Arch way"], [[64, 128, 64], [192, 0, 128]]),
+        ),
+        ("a.txt", "building, edifice\n5\n", (["building, edifice", "5"], None)),
+        ("a.json", '{"classes": ["a", "b"], "palette": []}', (["a", "b"], None)),
+        ("a.json", '[{"name": "a"}, {"name": "b"}]', (["a", "b"], None)),
+        ("a.json", '[{"name": "a", "color": [1, 2, 3]}]', (["a"], [[1, 2, 3]])),
+    ],
+)
+def test_files_of_classes(name, text, expected, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_mask_classes(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.txt", "\n \n", "a.txt has no class"),
+        (
+            "a.txt",
+            "sky 1 2 3\nroad 4 5 999\n",
+            "line 2: the colour of 'road' is 4 5 999: expected three whole",
+        ),
+        ("a.txt", "sky 1 2 3\nroad -4 5 6.5\n", "line 2: the colour of 'road' is -4 5 6.5"),
+        ("a.txt", "sky 1 2 3\nroad\n", r"line 2: 'road' has no colour, and 'sky' \(line 1\) has one"),
+        ("a.txt", "sky 1 2 3\nroad 1 2 3", r"line 2: the colour of 'road' is also that of 'sky' \(line 1\)"),
+        ("a.txt", "sky\nroad\n\nsky", "line 4: the name of 'sky' is also that of 'sky'"),
+        ("a.json", "[]", "a.json has no class"),
+        ("a.json", "{", "expected a JSON list of names"),
+        ("a.json", '{"0": "sky"}', "by itself or as classes"),
+        ("a.json", '["a", 3]', "entry 1 is 3"),
+        ("a.json", '[{"name": "a", "color": [1, 2]}]', "the colour of 'a' is 1 2"),
+        ("a.json", '[{"name": "a", "color": [1, 2, 3]}, {"name": "b"}]', "entry 1: 'b' has no colour"),
+    ],
+)
+def test_files_of_classes_that_are_wrong(name, text, said, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_mask_classes(tmp_path / name)
+
+
+def test_layouts_of_folders(tmp_path):
+    """Cityscapes, CamVid as it is published, ADE20K, no splits; the split None is the one for validation."""
+    for i, (images, masks) in enumerate(
+        [
+            ("leftImg8bit/val", "gtFine/val"),
+            ("val", "valannot"),
+            ("images/validation", "annotations/validation"),
+            ("images", "masks"),
+        ]
+    ):
+        root = tmp_path / str(i)
+        for folder in (images, masks):
+            (root / folder).mkdir(parents=True)
+            Image.fromarray(VALUES).save(root / folder / "a.png")
+        found = open_masks(str(root), None, class_names=NAMES)
+        assert found.path(0) == root / images / "a.png" and found.class_names == NAMES
+    with pytest.raises(DataError, match=r"there is no folder .*annotations: expected the masks of .*images"):
+        (root / "masks").rename(root / "m")
+        open_masks(str(root), None, class_names=NAMES)
 
 
 def test_cityscapes_names(tmp_path):
@@ -181,7 +240,9 @@ def test_a_crop_is_of_more_than_one_class_where_it_can_be():
     labels = torch.zeros(100, 100, dtype=torch.long)
     labels[:, 70:] = 1
     random.seed(0)
-    mostly = [torch.bincount(cropped(labels[None], labels, 40)[1].flatten()).max() / 1600 for _ in range(50)]
+    mostly = [
+        torch.bincount(cropped(labels[None], labels, (40, 40))[1].flatten()).max() / 1600 for _ in range(50)
+    ]
     assert np.mean([share < 0.75 for share in mostly]) > 0.6
 
 
@@ -246,7 +307,7 @@ def test_a_classifier_starts_the_backbone_and_a_file_without_norms_does_not(tmp_
 
 def test_upernet_on_batches_of_one_is_refused(data, tmp_path, capsys):
     argv = arguments(data, tmp_path / "run", "--model.name", "upernet", "--model.config", "{channels: 8}")
-    assert main([*argv, "--data.batch_size", "1"]) != 0
+    assert fit.main([*argv, "--data.batch_size", "1"]) != 0
     assert "data.batch_size is 1" in capsys.readouterr().err
 
 
@@ -255,48 +316,3 @@ def test_labels_are_resized_in_float64():
     labels = torch.arange(333)[:, None]
     found = nearest(labels, (810, 1))[:, 0]
     assert found.tolist() == [i * 333 // 810 for i in range(810)]
-
-
-def arguments(data, output, *more: str) -> list[str]:
-    return [
-        "fit", "--task", "segmentation", "--data.root", str(data), "--output", str(output),
-        "--model.backbone", "test_vmamba", "--model.name", "semantic_fpn",
-        "--model.config", "{neck_channels: 8, channels: 8}", "--data.batch_size", "2", "--data.workers", "0",
-        "--data.long_side", "64", "--data.short_side", "48", "--data.augmentation.crop", "48",
-        "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--schedule.warmup_epochs", "0",
-        "--optimizer.lr", "0.003", *more,
-    ]  # fmt: skip
-
-
-def test_trained_validated_used(data, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main(arguments(data, run)) == 0
-    assert read_last(run)["ganglion"]["task"] == "segmentation"
-    assert "val/miou" in (run / "log.csv").read_text().splitlines()[0]
-    model = ganglion.load_model(run / "model")
-    assert model.class_names == NAMES
-    (entry,) = ganglion.predict(model, data / "images" / "val" / "0.png")
-    labels = label_map(entry)
-    assert labels.shape == (40, 48) and sum(p["fraction"] for p in entry["predictions"]) == pytest.approx(1)
-    json.dumps(entry)
-    picture = draw(Image.open(data / "images" / "val" / "0.png"), entry)
-    assert picture.width == 48 and picture.height > 40
-    capsys.readouterr()
-    assert main(["validate", "--checkpoint", str(run / "model"), "--data", str(data)]) == 0
-    assert "mIoU" in capsys.readouterr().out
-    save = ["--checkpoint", str(run / "model"), "--save", str(tmp_path / "drawn")]
-    assert main(["predict", str(data / "images" / "val"), *save]) == 0
-    assert len(list((tmp_path / "drawn").iterdir())) == 3
-    (data / "classes.txt").write_text("sky\nroad\nbus\n")
-    with pytest.raises(SystemExit):
-        main(["validate", "--checkpoint", str(run / "model"), "--data", str(data)])
-    assert "car" in capsys.readouterr().err
-
-
-def test_resumed_is_as_if_never_stopped(data, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(arguments(data, whole)) == 0
-    assert main(arguments(data, parts, "--trainer.max_steps", "4")) == 0
-    assert main(arguments(data, parts)) == 0
-    for name, value in read_last(whole)["state_dict"].items():
-        assert torch.equal(value, read_last(parts)["state_dict"][name]), name

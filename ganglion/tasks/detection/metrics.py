@@ -314,4 +314,5 @@ def labelled(model: LoadedModel, request: Request) -> Labelled:
         metrics=lambda: CocoMetrics(names),
         collate=collate,
         augmented=test_time(model.network, model.data_config),
+        batch_size=1,
     )

@@ -20,7 +20,7 @@ from .metrics import detections
 from .overlay import draw
 from .transforms import Resize, to_pixels
 
-__all__ = ["HEADER", "build", "draw", "lines", "predictions"]
+__all__ = ["HEADER", "build", "draw", "lines", "predictions", "results"]
 
 #: Of what `lines` returns.
 HEADER = "score  box (x, y, width, height)    class"
@@ -89,6 +89,15 @@ def predictions(
                 if d["score"] >= threshold
             ],
         }
+
+
+def results(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """COCO's format of results of an entry of `predictions`."""
+    keys = ("image_id", "category_id", "bbox", "score", "segmentation")
+    return [
+        {key: entry["file"] if key == "image_id" else found[key] for key in keys}
+        for found in entry["predictions"]
+    ]
 
 
 def lines(entry: Mapping[str, Any]) -> list[str]:

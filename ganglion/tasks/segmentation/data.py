@@ -10,7 +10,7 @@ from ...data import Transform
 from ...data.masks import MaskSource
 from ...training.data import PartName, TaskData
 from ...training.summary import split_line
-from .metrics import open_masks
+from .folders import open_masks
 from .transforms import Augment, Resize, SegmentationAugmentation, collate
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,7 +109,7 @@ class SegmentationData(TaskData):
             part: split_line(self.source(part), self.images[part] or str(self.splits[part]))
             for part in self.parts
         }
-        crop = self.augmentation.crop
+        crop = " x ".join(map(str, reversed(self.augmentation.crop_size)))
         return [
             (
                 "images",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,6 +17,8 @@ from ...heads.segmentor import resize_to
 from ...training.metrics import Monitor
 from ..evaluation import Labelled, Request
 from ..loaded_model import LoadedModel
+from .augmented import test_time
+from .folders import open_masks
 from .transforms import Resize, collate
 
 MONITOR: Monitor = ("miou", "max")
@@ -51,9 +52,8 @@ class SegmentationMetrics:
             if not logits.isfinite().all():
                 self.not_finite += 1
                 continue
-            if logits.shape[1:] != labels.shape:
-                logits = resize_to(logits[None].float(), labels.shape)[0]
-            self.confusion += confusion_of(logits.argmax(0), labels, len(self.confusion)).cpu()
+            predicted = predicted_labels(logits, labels.shape)
+            self.confusion += confusion_of(predicted, labels, len(self.confusion)).cpu()
 
     def reduce(self) -> SegmentationMetrics:
         """All processes' images; to be called by all of them."""
@@ -85,6 +85,13 @@ class SegmentationMetrics:
         return right / (labelled + predicted - right), right / labelled
 
 
+def predicted_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The class of every pixel (height, width), of logits or probabilities (C, h, w) of any size."""
+    if tuple(logits.shape[1:]) != tuple(size):
+        logits = resize_to(logits[None].float(), size)[0]
+    return logits.argmax(0)
+
+
 def confusion_of(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """(n, n) counts of pixels by true class and predicted class."""
     there = labels != IGNORED
@@ -92,73 +99,62 @@ def confusion_of(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
 
 
-def read_classes(file: Path) -> tuple[list[str], list[list[int]] | None]:
-    """Names of classes, and their colours where they are given: a text file with a name a line, `name` or `name r g b`,
-    or a JSON list of names, or of objects with name and color.
+class LabelMaps:
+    """The predicted label map of every image, as run lengths, by the image's index in the data.
 
-    Raises DataError for another file.
+    entries: size [height, width], and labels, pairs of a label and how many pixels have it, row after row.
     """
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: expected a list of class names: {error}") from error
-    if file.suffix.lower() == ".json":
-        try:
-            found = json.loads(text)
-            found = found.get("classes", found) if isinstance(found, dict) else found
-            if all(isinstance(entry, str) for entry in found):
-                return list(found), None
-            return [entry["name"] for entry in found], [list(entry["color"]) for entry in found]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}: expected a JSON list of names, or of objects with name and color"
-            ) from error
-    rows = [line.strip() for line in text.splitlines() if line.strip()]
-    split = [row.rsplit(maxsplit=3) for row in rows]
-    if rows and all(len(row) == 4 and all(part.isdigit() for part in row[1:]) for row in split):
-        return [row[0] for row in split], [[int(part) for part in row[1:]] for row in split]
-    return rows, None
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._runs: dict[int, tuple[list[int], np.ndarray]] = {}
+
+    def update(self, output: Tensor | list[Tensor], batch: Batch) -> None:
+        """Add a batch, as `SegmentationMetrics.update` does."""
+        targets: Any = batch.targets
+        for logits, target in zip(output, targets, strict=True):
+            labels = target["labels"] if isinstance(target, dict) else target
+            index, self._seen = self._seen, self._seen + 1
+            if not (labels == IGNORED).all() and logits.isfinite().all():
+                self._runs[index] = list(labels.shape), runs(predicted_labels(logits, labels.shape))
+
+    @property
+    def entries(self) -> dict[int, dict[str, Any]]:
+        return {i: {"size": size, "labels": found.tolist()} for i, (size, found) in self._runs.items()}
 
 
-def open_masks(
-    root: str,
-    split: str,
-    *,
-    images: str | None = None,
-    masks: str | None = None,
-    class_file: str | None = None,
-    class_names: Sequence[str] | None = None,
-    **options: Any,
-) -> MaskSource:
-    """root/images/SPLIT and root/annotations/SPLIT (or masks, labels), where folders are not named; the classes of
-    `class_file`, root/classes.txt, labels.txt or classes.json unless they are given.
+def runs(labels: Tensor) -> np.ndarray:
+    """A label map as run lengths: (n, 2), of a label and how many pixels have it, row after row."""
+    flat = labels.flatten().long().cpu().numpy()
+    starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
+    return np.stack([flat[starts], np.diff(starts, append=len(flat))], axis=1)
 
-    Raises DataError where they are not there.
+
+class WorstImages:
+    """The images with the lowest mean IoU, and what was predicted of them: `count` are in memory.
+
+    entries: (mean IoU from 0 to 1, index of the image in the data, predicted labels (H, W) uint8), worst first. Images
+    without a label do not count.
     """
-    base = Path(root)
-    if not base.is_dir():
-        raise DataError(f"there is no folder {root}: expected images and masks")
-    folder = base / "images" / split if images is None else base / images
-    if masks is None:
-        usual = [base / name / split for name in ("annotations", "masks", "labels")]
-        mask_folder = next((path for path in usual if path.is_dir()), usual[0])
-    else:
-        mask_folder = base / masks
-    if not folder.is_dir():
-        there = sorted(p.name for p in base.iterdir() if p.is_dir())[:8]
-        raise DataError(
-            f"there is no folder {folder}: expected images; in {root} are {', '.join(there) or 'no folders'}"
-        )
-    if class_names is None:
-        usual = [base / name for name in ("classes.txt", "labels.txt", "classes.json", "manifest.json")]
-        file = base / class_file if class_file else next((path for path in usual if path.is_file()), None)
-        if file is None:
-            raise DataError(
-                f"the classes of {root} are unknown: expected {usual[0]}, a name a line, or data.class_file"
-            )
-        class_names, colours = read_classes(file)
-        options.setdefault("colours", colours)
-    return MaskSource(folder, mask_folder, class_names=class_names, **options)
+
+    def __init__(self, count: int) -> None:
+        self._count, self._seen = count, 0
+        self.entries: list[tuple[float, int, Tensor]] = []
+
+    def update(self, output: Tensor | list[Tensor], batch: Batch) -> None:
+        """Add a batch, as `SegmentationMetrics.update` does."""
+        targets: Any = batch.targets
+        for logits, target in zip(output, targets, strict=True):
+            labels = target["labels"] if isinstance(target, dict) else target
+            position, self._seen = self._seen, self._seen + 1
+            if (labels == IGNORED).all() or not logits.isfinite().all():
+                continue
+            predicted = predicted_labels(logits, labels.shape)
+            one = SegmentationMetrics([""] * len(logits))
+            one.confusion += confusion_of(predicted, labels, len(logits)).cpu()
+            iou = one.per_class()[0].nanmean().item()
+            self.entries.append((iou, position, predicted.to(torch.uint8).cpu()))
+        self.entries = sorted(self.entries, key=lambda entry: entry[:2])[: self._count]
 
 
 def labelled(model: LoadedModel, request: Request) -> Labelled:
@@ -167,10 +163,20 @@ def labelled(model: LoadedModel, request: Request) -> Labelled:
     Raises DataError where there are none, or where the classes are others.
     """
     channels = model.data_config["input_size"][0]
-    reduce = model.data_config.get("reduce_zero_label", False)
-    source = open_masks(
-        request.root, request.split or "val", channels=channels, limit=request.limit, reduce_zero_label=reduce
-    )
+
+    def opened(classes: Sequence[str] | None) -> MaskSource:
+        return open_masks(
+            request.root,
+            request.split,
+            class_file=request.class_map,
+            class_names=model.class_names,
+            channels=channels,
+            limit=request.limit,
+            reduce_zero_label=model.data_config.get("reduce_zero_label", False),
+            classes=classes,
+        )
+
+    source = opened(None)
     names = source.class_names or []
     if request.by_number:
         if len(names) != model.num_classes:
@@ -184,22 +190,23 @@ def labelled(model: LoadedModel, request: Request) -> Labelled:
                 f"the classes are not those of {model.name}: {unknown('class', missing[0], names)} "
                 "--by-number takes others in their order"
             )
-        source = open_masks(
-            request.root,
-            request.split or "val",
-            channels=channels,
-            limit=request.limit,
-            reduce_zero_label=reduce,
-            classes=list(model.class_names),
-        )
         names = list(model.class_names)
+        source = opened(names)
+    else:
+        source.check_classes(model.num_classes)
 
     def config(size: int | None) -> dict[str, Any]:
-        return model.data_config | ({} if size is None else {"input_size": [channels, size, 4 * size]})
+        """With another short side, and the long side that belongs to it."""
+        if size is None:
+            return model.data_config
+        _, short, long = model.data_config["input_size"]
+        return model.data_config | {"input_size": [channels, size, round(size * long / short)]}
 
     return Labelled(
         source=source,
         transform=lambda size: Resize(config(size)),
         metrics=lambda: SegmentationMetrics(names),
         collate=collate,
+        augmented=test_time(model.network, model.data_config),
+        batch_size=1,
     )

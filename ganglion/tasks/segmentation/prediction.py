@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,20 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from ...config import check_range
 from ...data import Ragged
 from ...data.decode import Raw
+from ...data.masks import IGNORED
 from ...errors import shown
-from ...heads import create_segmentor
-from ...heads.segmentor import resize_to
+from ...heads import Segmentor, create_segmentor, slide_bands
+from ..detection import rle
 from ..loaded_model import LoadedModel
 from ..pixels import colour, to_pixels
 from ..prediction import ImageLike, outputs
+from .metrics import predicted_labels, runs
 from .transforms import Resize
 
-__all__ = ["HEADER", "build", "draw", "label_map", "lines", "predictions"]
+__all__ = ["HEADER", "beside", "build", "draw", "entry_of", "label_map", "lines", "predictions", "results"]
 
 #: Of what `lines` returns.
 HEADER = "pixels   class"
@@ -41,17 +44,49 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     )
 
 
+class _Windows(nn.Module):
+    """A segmentor over images as they are, in square windows that overlap by a third: a label map of each image."""
+
+    def __init__(self, segmentor: Segmentor, side: int):
+        super().__init__()
+        self._segmentor, self._side = segmentor, side
+
+    def forward(self, images: Ragged) -> list[Tensor]:
+        return [self._labels(image[None]) for image in images]
+
+    def _labels(self, image: Tensor) -> Tensor:
+        side, bands = self._side, []
+        step = max(1, side * 2 // 3)
+        for logits in slide_bands(self._segmentor, image, crop=(side, side), stride=(step, step)):
+            if not torch.isfinite(logits).all():
+                return image.new_full((1, 1), torch.nan)
+            bands.append(logits[0].argmax(0))
+        return torch.cat(bands)
+
+
 def predictions(
-    model: LoadedModel, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 1
+    model: LoadedModel,
+    images: ImageLike | Iterable[ImageLike],
+    *,
+    window: int | None = None,
+    batch_size: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """The classes of each image, the largest first, and its label map as run lengths, see `label_map`."""
+    """The classes of each image, the largest first, and its label map as run lengths, see `label_map`.
+
+    window: side of windows in pixels, in which an image is read without being resized: of large images with much that
+    is small. null: the whole image, resized as in training.
+    """
+    check_range("window", window, 32)
     names = model.readable_names()
     resize, sizes = Resize(model.data_config), list[tuple[int, int]]()
+    if window is not None:
+        network: Any = model.network
+        model = replace(model, network=_Windows(network, window).eval())
 
     def transform(image: Raw) -> Tensor:
         pixels = to_pixels(image)
         sizes.append((pixels.shape[1], pixels.shape[2]))
-        return resize(pixels, None)[0]
+        return resize(pixels, None)[0] if window is None else resize.normalise(pixels)
 
     for file, output in outputs(model, images, transform, batch_size=batch_size, collate=_batch):
         if isinstance(output, str):
@@ -61,23 +96,38 @@ def predictions(
         if not torch.isfinite(output).all():
             yield {"file": file, "error": "the network's output is not finite (NaN or infinite)"}
             continue
-        labels = resize_to(output[None].float(), size)[0].argmax(0).cpu()
-        counts = torch.bincount(labels.flatten(), minlength=len(names)).tolist()
-        order = sorted((i for i, count in enumerate(counts) if count), key=lambda i: -counts[i])
-        yield {
-            "file": file,
-            "size": list(size),
-            "predictions": [
-                {"index": i, "name": names[i], "fraction": counts[i] / labels.numel()} for i in order
-            ],
-            "labels": [
-                [value, sum(1 for _ in run)] for value, run in itertools.groupby(labels.flatten().tolist())
-            ],
-        }
+        labels = output if window is not None else predicted_labels(output, size)
+        yield {"file": file, **entry_of(labels, names)}
 
 
 def _batch(images: list[Tensor]) -> Any:
     return Ragged(images)
+
+
+def entry_of(labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """What `predictions` says of a label map (H, W), but for its file. `IGNORED` is no class."""
+    counts = torch.bincount(labels.flatten().long().cpu(), minlength=IGNORED + 1).tolist()
+    order = sorted((i for i in range(len(names)) if counts[i]), key=lambda i: -counts[i])
+    return {
+        "size": list(labels.shape),
+        "predictions": [
+            {"index": i, "name": names[i], "fraction": counts[i] / labels.numel()} for i in order
+        ],
+        "labels": runs(labels).tolist(),
+    }
+
+
+def results(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """COCO's format of results of an entry of `predictions`: a mask for each class. Needs the extra `detection`."""
+    labels = label_map(entry)
+    return [
+        {
+            "image_id": entry["file"],
+            "category_id": p["index"],
+            "segmentation": rle.as_text(rle.encode(labels == p["index"])),
+        }
+        for p in entry["predictions"]
+    ]
 
 
 def label_map(entry: Mapping[str, Any]) -> np.ndarray:
@@ -95,15 +145,27 @@ def draw(image: Image.Image, entry: Mapping[str, Any]) -> Image.Image:
     palette = np.array([colour(i) for i in range(int(labels.max()) + 1)], np.float32)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     mixed = (1 - _COVER) * pixels + _COVER * palette[labels]
+    mixed[labels == IGNORED] = pixels[labels == IGNORED]
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
+    edge &= labels != IGNORED
     mixed[edge] = palette[labels][edge]
     picture = Image.fromarray(mixed.round().astype(np.uint8))
     font: Any = ImageFont.load_default(max(11, min(picture.size) // 28))
     return _with_legend(
         picture, [(p["index"], f"{shown(p['name'])} {100 * p['fraction']:.0f} %") for p in found], font
     )
+
+
+def beside(*pictures: Image.Image) -> Image.Image:
+    """Pictures in a row."""
+    whole = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "#ffffff")
+    left = 0
+    for picture in pictures:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    return whole
 
 
 def _with_legend(picture: Image.Image, entries: list[tuple[int, str]], font: Any) -> Image.Image:

@@ -26,22 +26,28 @@ class SegmentationAugmentation:
 
     Args:
         scale: both sides of evaluation times a factor between these two.
-        crop: side of the square crop, in pixels; what is missing is filled, with no label.
+        crop: side of the square crop in pixels, or its height and width; what is missing is filled, with no label.
         hflip: probability of a horizontal flip.
         distortion: probability of each of brightness, contrast, saturation and hue.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
-    crop: int = 512
+    crop: int | tuple[int, int] = 512
     hflip: float = 0.5
     distortion: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"data.augmentation.scale is {self.scale}: expected 0 < low <= high")
-        check_range("data.augmentation.crop", self.crop, 1)
+        for side in self.crop_size:
+            check_range("data.augmentation.crop", side, 1)
         check_range("data.augmentation.hflip", self.hflip, 0, 1)
         check_range("data.augmentation.distortion", self.distortion, 0, 1)
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width."""
+        return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
 
 
 class Resize:
@@ -87,12 +93,13 @@ class Augment(Resize):
             return super().__call__(image, None)
         factor = random.uniform(*self.augmentation.scale)
         size = new_size(pixels.shape[1:], int(self.long_side * factor), int(self.short_side * factor))
-        pixels, labels = cropped(resize(pixels, size), nearest(target, size), self.augmentation.crop)
+        height, width = crop = self.augmentation.crop_size
+        pixels, labels = cropped(resize(pixels, size), nearest(target, size), crop)
         if random.random() < self.augmentation.hflip:
             pixels, labels = pixels.flip(2), labels.flip(1)
         if len(pixels) == 3:
             pixels = distorted(pixels, self.augmentation.distortion)
-        missing = (0, self.augmentation.crop - pixels.shape[2], 0, self.augmentation.crop - pixels.shape[1])
+        missing = (0, width - pixels.shape[2], 0, height - pixels.shape[1])
         return F.pad(self.normalise(pixels), missing), F.pad(labels, missing, value=IGNORED)
 
 
@@ -105,10 +112,11 @@ def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return labels[rows[:, None], cols]
 
 
-def cropped(pixels: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """A random square of (C, h, w) and (h, w), smaller where they are, that is not nearly all of one class."""
+def cropped(pixels: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A random part of (C, h, w) and (h, w), `size` (height, width) or smaller where they are, that is not nearly all
+    of one class."""
     height, width = labels.shape
-    rows, cols = min(side, height), min(side, width)
+    rows, cols = min(size[0], height), min(size[1], width)
     for _ in range(_DRAWS):
         top, left = random.randint(0, height - rows), random.randint(0, width - cols)
         part = labels[top : top + rows, left : left + cols]

@@ -85,48 +85,49 @@ def test_the_page_prints_what_the_results_say(runner, monkeypatch, capsys):
 
 
 @pytest.fixture
-def detection(monkeypatch, tmp_path):
-    """experiments/dense/detection.py as a module that keeps its results elsewhere."""
+def dense(monkeypatch, tmp_path):
+    """experiments/dense/run.py as a module that keeps its results elsewhere."""
     folder = FOLDER.parent / "dense"
-    spec = importlib.util.spec_from_file_location("dense_detection", folder / "detection.py")
+    spec = importlib.util.spec_from_file_location("dense_run", folder / "run.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "detection.csv")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
     return module
 
 
-def test_detectors_that_are_compared_have_equal_sizes(detection):
-    counts = [detection.describe(("twenty", row, 0), "cpu")["params"] for row in detection.ROWS]
-    assert max(counts) == pytest.approx(min(counts), rel=0.01)
+@pytest.mark.parametrize(("table", "within"), [("twenty", 0.01), ("semantic_fpn", 0.01), ("upernet", 0.05)])
+def test_dense_networks_that_are_compared_have_equal_sizes(table, within, dense):
+    counts = [dense.describe((table, row, 0), "cpu")["params"] for row in dense.ROWS]
+    assert max(counts) == pytest.approx(min(counts), rel=within)
 
 
-def test_detection_runs_are_skipped_once_done(detection, monkeypatch):
+def test_dense_runs_are_skipped_once_done(dense, monkeypatch):
     parser = {
-        "tables": ["twenty", "scratch"],
+        "tables": ["twenty", "scratch", "upernet"],
         "seeds": 2,
-        "rows": [r.name for r in detection.ROWS],
+        "rows": [r.name for r in dense.ROWS],
         "jobs": 1,
     }
     args, done = argparse.Namespace(**parser, epochs=None), []
-    runs = detection.runs_of(args)
-    assert len(runs) == 4 + 2 * 4
+    runs = dense.runs_of(args)
+    assert len(runs) == 4 + 2 * 4 + 2 * 4
 
     def fit(run, args):
         done.append(run)
         table, row, seed = run
-        return dict.fromkeys(detection.COLUMNS, 1) | {"table": table, "row": row.name, "seed": seed}
+        return dict.fromkeys(dense.TABLES[table].columns, 1) | {"table": table, "row": row.name, "seed": seed}
 
-    monkeypatch.setattr(detection, "fit", fit)
-    assert detection.run_all(runs, args) and detection.run_all(runs, args)
+    monkeypatch.setattr(dense, "fit", fit)
+    assert dense.run_all(runs, args) and dense.run_all(runs, args)
     assert done == runs
 
 
-def test_the_page_on_detection_prints_what_the_results_say(detection, monkeypatch, capsys):
+def test_the_page_on_dense_tasks_prints_what_the_results_say(dense, monkeypatch, capsys):
     folder = FOLDER.parent / "dense"
-    monkeypatch.setattr(detection, "RESULTS", folder / "detection.csv")
-    detection.print_tables()
+    monkeypatch.setattr(dense, "RESULTS", folder)
+    dense.print_tables()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(lines) >= 3
     assert all(line in (folder / "README.md").read_text() for line in lines)

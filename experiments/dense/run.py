@@ -1,9 +1,11 @@
-"""Mask R-CNN on small networks: 20 images by heart, and from scratch on the hundred of coco_mini.
+"""Detectors and segmentors on small networks: 20 images by heart, a hundred from scratch, CamVid from scratch.
 
-    python experiments/dense/detection.py --data DIR [--tables twenty scratch] [--seeds 3] [--jobs 2] [--device cuda]
+    python experiments/dense/run.py --coco DIR --camvid DIR [--tables twenty scratch semantic_fpn upernet] [--seeds 3]
+        [--jobs 2] [--device cuda]
 
-Every run is a `ganglion fit` in a process of its own. A finished run is a row of detection.csv and is not run again; an
-interrupted one resumes. DIR is laid out as COCO: annotations/instances_train2017.json, train2017/, and so for val2017.
+Every run is a `ganglion fit` in a process of its own. A finished run is a row of detection.csv or segmentation.csv and
+is not run again; an interrupted one resumes. DIR of --coco is laid out as COCO (annotations/instances_train2017.json,
+train2017/, the same for val2017), that of --camvid has images/train, annotations/train, the same for val, and classes.
 """
 
 from __future__ import annotations
@@ -23,12 +25,9 @@ from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "detection.csv"
-VALUES = ("box_ap", "box_ap50", "box_ar100", "mask_ap", "mask_ap50")
-COLUMNS = (
-    "table", "row", "seed", "params", "epochs", "images", *VALUES, "train_loss", "train_seconds", "cpu_seconds",
-    "memory_gib", "date", "torch", "machine",
-)  # fmt: skip
+RECIPES = HERE.parents[1] / "recipes"
+#: Folder of the results.
+RESULTS = HERE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +54,47 @@ ROWS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """recipe: of every run. images: that it trains on."""
+    """recipe: of every run, and `model`: detector or segmentor, and the fields of its configuration. images: that it
+    trains on. seeds: at most. results: file of its rows, whose `values` a table shows under `titles`."""
 
     recipe: Path
     images: int
+    model: str
+    config: dict
+    seeds: int = 100
+    results: str = "detection.csv"
+    values: tuple[str, ...] = ("box_ap", "box_ap50", "box_ar100", "mask_ap", "mask_ap50")
+    titles: tuple[str, ...] = ("box AP", "AP50", "AR", "mask AP", "AP50")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (
+            "table", "row", "seed", "params", "epochs", "images", *self.values, "train_loss", "train_seconds",
+            "cpu_seconds", "memory_gib", "date", "torch", "machine",
+        )  # fmt: skip
 
 
+_CAMVID = {
+    "recipe": RECIPES / "segmentation" / "camvid.yaml",
+    "images": 367,
+    "results": "segmentation.csv",
+    "values": ("miou", "macc", "aacc"),
+    "titles": ("mIoU", "mAcc", "aAcc"),
+}
 TABLES = {
     # Does every part learn? Measured on the images that it was trained on.
-    "twenty": Table(recipe=HERE.parents[1] / "recipes" / "detection" / "overfit.yaml", images=20),
+    "twenty": Table(
+        recipe=RECIPES / "detection" / "overfit.yaml",
+        images=20,
+        model="mask_rcnn",
+        config={"channels": 128},
+        seeds=1,
+    ),
     # 103 images to train, 61 others to validate.
-    "scratch": Table(recipe=HERE / "coco_mini.yaml", images=103),
+    "scratch": Table(recipe=HERE / "coco_mini.yaml", images=103, model="mask_rcnn", config={"channels": 128}),
+    # 367 images to train, 101 others to validate.
+    "semantic_fpn": Table(model="semantic_fpn", config={"neck_channels": 64, "channels": 48}, **_CAMVID),
+    "upernet": Table(model="upernet", config={"channels": 48, "aux_channels": 32}, **_CAMVID),
 }
 
 Run = tuple[str, Row, int]
@@ -73,33 +102,40 @@ Run = tuple[str, Row, int]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder laid out as COCO")
+    parser.add_argument("--coco", type=Path, help="folder laid out as COCO, for detectors")
+    parser.add_argument("--camvid", type=Path, help="folder of CamVid, for segmentors")
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--rows", nargs="+", default=[r.name for r in ROWS], choices=[r.name for r in ROWS])
     parser.add_argument("--seeds", type=int, default=3, help="of every row; of `twenty` one is run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--epochs", type=int, help="end after so many: a rehearsal, of which no row is kept")
-    parser.add_argument("--output", type=Path, default=Path("outputs/experiments/dense/detection"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/experiments/dense"))
     parser.add_argument(
         "--print", action="store_true", dest="only_print", help="print the tables, run nothing"
     )
     args = parser.parse_args()
     if not args.only_print:
-        if not (args.data / "annotations" / "instances_train2017.json").is_file():
-            parser.error(f"--data {args.data}: expected a folder with annotations/instances_train2017.json")
-        args.data = args.data.resolve()
+        for option, there in (("coco", "annotations/instances_train2017.json"), ("camvid", "images/train")):
+            needed, folder = any(data_of(table) == option for table in args.tables), getattr(args, option)
+            if needed and not (folder is not None and (folder / there).exists()):
+                parser.error(f"--{option} {folder}: expected a folder with {there}")
         if not run_all(runs_of(args), args):
             return 1
     print_tables()
     return 0
 
 
+def data_of(table: str) -> str:
+    """The option that names the data."""
+    return "coco" if TABLES[table].model == "mask_rcnn" else "camvid"
+
+
 def runs_of(args: argparse.Namespace) -> list[Run]:
     return [
         (table, row, seed)
         for table in args.tables
-        for seed in range(1 if table == "twenty" else args.seeds)
+        for seed in range(min(TABLES[table].seeds, args.seeds))
         for row in ROWS
         if row.name in args.rows
     ]
@@ -107,7 +143,7 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
 
 def run_all(runs: list[Run], args: argparse.Namespace) -> bool:
     """Do what has no result yet, `--jobs` at a time. Returns whether nothing failed."""
-    done = {(row["table"], row["row"], row["seed"]) for row in read_csv(RESULTS)}
+    done = {(row["table"], row["row"], row["seed"]) for row in all_results()}
     to_do = [run for run in runs if (run[0], run[1].name, str(run[2])) not in done]
     print(f"{len(runs)} runs, {len(to_do)} of them to do", flush=True)
     lock = threading.Lock()
@@ -126,19 +162,22 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> bool:
 def fit(run: Run, args: argparse.Namespace) -> dict | None:
     """One `ganglion fit`. Returns its row of the results, or None, with the end of its output printed, if it failed."""
     name, row, seed = run
-    table, folder = TABLES[name], args.output / name / row.name.replace(" ", "_") / f"seed{seed}"
+    table, data = TABLES[name], getattr(args, data_of(name)).resolve()
+    folder = args.output / name / row.name.replace(" ", "_") / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, "-m", "ganglion", "fit", f"--config={table.recipe}", f"--output={folder}",
-        f"--data.root={args.data}", f"--seed_everything={seed}", f"--model.backbone={row.backbone}",
+        f"--data.root={data}", f"--seed_everything={seed}", f"--model.backbone={row.backbone}",
     ]  # fmt: skip
+    if data_of(name) == "camvid":
+        command += [f"--model.name={table.model}", f"--model.config={table.config}"]
     if row.args:
         command.append(f"--model.backbone_args={row.args}")
     if name == "twenty":
         chosen = folder / "twenty.json"
         if not chosen.exists():
             subprocess.run(
-                [sys.executable, HERE / "twenty.py", args.data, chosen], check=True, stdout=subprocess.DEVNULL
+                [sys.executable, HERE / "twenty.py", data, chosen], check=True, stdout=subprocess.DEVNULL
             )
         command += [f"--data.{part}_annotations={chosen.resolve()}" for part in ("train", "val")]
     if args.device == "cuda":
@@ -158,11 +197,12 @@ def fit(run: Run, args: argparse.Namespace) -> dict | None:
         print(f"{label}: exit status {status}\n{(folder / 'output.txt').read_text()[-2000:]}", flush=True)
         return None
     rows = read_csv(folder / "log.csv")
-    measured = next(r for r in reversed(rows) if r["val/box_ap"])
-    print(f"{label}: box AP {float(measured['val/box_ap']):.2f} in {seconds / 60:.1f} min", flush=True)
+    first = table.values[0]
+    measured = next(r for r in reversed(rows) if r[f"val/{first}"])
+    print(f"{label}: {first} {float(measured[f'val/{first}']):.2f} in {seconds / 60:.1f} min", flush=True)
     return describe(run, args.device) | {
         "epochs": rows[-1]["epoch"],
-        **{value: measured[f"val/{value}"] for value in VALUES},
+        **{value: measured[f"val/{value}"] for value in table.values},
         "train_loss": rows[-1]["train/loss"],
         "train_seconds": round(sum(float(r["train_seconds"]) for r in rows), 1),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
@@ -174,15 +214,19 @@ def describe(run: Run, device: str) -> dict:
     """What the run was of, and where."""
     import torch
 
-    from ganglion.heads import create_detector
+    from ganglion.heads import create_detector, create_segmentor
 
     name, row, seed = run
+    table, camvid = TABLES[name], data_of(name) == "camvid"
+    create, classes = (create_segmentor, 11) if camvid else (create_detector, 80)
     with torch.device("meta"):
-        detector = create_detector("mask_rcnn", row.backbone, channels=128, backbone_args=row.args)
+        network = create(
+            table.model, row.backbone, num_classes=classes, backbone_args=row.args, **table.config
+        )
     cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, 1 core"
     return {
         "table": name, "row": row.name, "seed": seed, "images": TABLES[name].images,
-        "params": sum(p.numel() for p in detector.parameters()),
+        "params": sum(p.numel() for p in network.parameters()),
         "date": date.today().isoformat(), "torch": torch.__version__,
         "machine": cpu if device == "cpu" else torch.cuda.get_device_name(),
     }  # fmt: skip
@@ -195,10 +239,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def all_results() -> list[dict[str, str]]:
+    files = dict.fromkeys(table.results for table in TABLES.values())
+    return [row for file in files for row in read_csv(RESULTS / file)]
+
+
 def add_result(result: dict) -> None:
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    table = TABLES[result["table"]]
+    file_name = RESULTS / table.results
+    new = not file_name.exists()
+    with open(file_name, "a", newline="") as file:
+        writer = csv.DictWriter(file, table.columns, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(result)
@@ -206,18 +257,18 @@ def add_result(result: dict) -> None:
 
 def print_tables() -> None:
     """Mean and standard deviation over the seeds, as Markdown."""
-    results = read_csv(RESULTS)
+    results = all_results()
     for table in dict.fromkeys(row["table"] for row in results):
         print(f"\n{table}: {TABLES[table].images} images\n")
-        print("| network | params M | epochs | seeds | box AP | AP50 | AR | mask AP | AP50 | CPU min |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        titles = ("network", "params M", "epochs", "seeds", *TABLES[table].titles, "CPU min")
+        print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
         for row in ROWS:
             of = [r for r in results if (r["table"], r["row"]) == (table, row.name)]
             if not of:
                 continue
             cells = [
                 f"{statistics.mean(v):.2f}" + (f" +- {statistics.stdev(v):.2f}" if len(v) > 1 else "")
-                for v in ([float(r[value]) for r in of] for value in VALUES)
+                for v in ([float(r[value]) for r in of] for value in TABLES[table].values)
             ]
             minutes = statistics.mean(float(r["cpu_seconds"]) for r in of) / 60
             print(

@@ -1,0 +1,6 @@
+"""Networks as files that run where neither this library nor its kernels are: written, then proven."""
+
+from .model import FORMATS, export_model
+from .proof import ExportError
+
+__all__ = ["FORMATS", "ExportError", "export_model"]

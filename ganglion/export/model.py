@@ -1,0 +1,244 @@
+"""`export_model`: a network as a file, proven where this library is not."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import unknown
+from ..files import replacing
+from ..tasks.loaded_model import LoadedModel
+from .program import Traced, trace
+from .proof import ExportError, prove
+
+_Writer = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Format:
+    """suffix: by which a file is known, where no other format has it first. packages: what writes and proves it needs.
+    bound: of the largest relative error. sizes: whether height and width may be dynamic."""
+
+    suffix: str
+    bound: float
+    packages: tuple[str, ...] = ()
+    sizes: bool = True
+
+
+#: What a file can be. `aoti` is compiled for the processor at hand.
+FORMATS = {
+    "onnx": _Format(suffix=".onnx", bound=1e-5, packages=("onnx", "onnxscript", "onnxruntime")),
+    "pt2": _Format(suffix=".pt2", bound=1e-6),
+    "openvino": _Format(suffix=".xml", bound=1e-5, packages=("onnx", "onnxscript", "openvino")),
+    "aoti": _Format(suffix=".pt2", bound=1e-5, sizes=False),
+}
+
+
+def export_model(
+    model: nn.Module | LoadedModel,
+    path: str | os.PathLike[str],
+    *,
+    size: int | Sequence[int],
+    dynamic: Sequence[str] = (),
+    format: str | None = None,
+    softmax: bool = False,
+    loop_free: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a network as a file that runs without this library, prove it, and return the report.
+
+    The file is run in a fresh process where this library cannot be imported, on three inputs, and compared with the
+    model; only then does it take its name. The report also lies beside it, as `NAME.json`.
+
+    model: float32; a classifier, a pyramid (`features_only`), a segmentor, or a detector, of which the dense part is
+        exported: maps, objectness and deltas of each level. Its mode is left as it is; the file is for inference.
+    path: of the file; its suffix says the format (`FORMATS`): .onnx, .pt2 (torch.export) or .xml (OpenVINO).
+    size: height and width of the images.
+    dynamic: what may differ when the file is run, of "batch" and "size".
+    format: where the suffix does not say it: "aoti", a .pt2 that AOTInductor compiled for the processor at hand.
+    softmax: probabilities in place of a classifier's logits.
+    loop_free: ONNX without Scan, for runtimes that lack it; of one size.
+    metadata: further entries that travel in the file, as JSON.
+    overwrite: leave to write over a file that this function did not write.
+
+    Returns a plain dict: file, format, megabytes, sha256, seconds, inputs and outputs with their axes, `checks` of the
+    three inputs with absolute and relative errors and the agreement on the largest logit, and milliseconds beside those
+    of eager mode.
+
+    Raises ValueError for arguments that make no sense or sizes that the network does not take; ImportError for packages
+    that are missing, with the command that installs them; OSError where the file cannot be written; `ExportError` where
+    the file does not run, or is off by more than the format's bound (1e-5; 1e-6 of .pt2), relative to the largest value.
+    """
+    path = Path(path)
+    format = _format(path, format)
+    _check_request(path, format, dynamic, loop_free, overwrite)
+    said = _said_of(model) | dict(metadata or {})
+    network = model.network if isinstance(model, LoadedModel) else model
+    _check_float32(network)
+    start = time.perf_counter()
+    training = {module: module.training for module in network.modules()}
+    on_cpu = all(t.device.type == "cpu" for t in network.state_dict().values())
+    network = network if on_cpu else copy.deepcopy(network).cpu()
+    try:
+        traced = trace(network.eval(), size=size, dynamic=dynamic, softmax=softmax)
+        said |= _facts(network, traced)
+        with replacing(path) as temporary:
+            about = _write(format, traced, temporary, said, loop_free)
+            seconds = round(time.perf_counter() - start, 1)
+            report = _report(path, temporary, format, traced, about, seconds)
+            report |= prove(format, temporary, traced)
+            bound = FORMATS[format].bound
+            report |= {"bound": bound, "passed": report["max_relative_error"] <= bound}
+            if not report["passed"]:
+                raise ExportError(
+                    f"{path} computes something else: its error is {report['max_relative_error']:.1e} of the largest "
+                    f"value, the bound is {bound:.0e}. It is not kept",
+                    report,
+                )
+    finally:
+        for module, was in training.items():
+            module.training = was
+    with replacing(report_path(path)) as temporary:
+        temporary.write_text(json.dumps(report | {"model": said}, indent=2) + "\n")
+    return report
+
+
+def report_path(path: Path) -> Path:
+    """Where the report of a file lies."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _format(path: Path, format: str | None) -> str:
+    if format is None:
+        found = next((name for name, f in FORMATS.items() if f.suffix == path.suffix), None)
+        if found is None:
+            suffixes = ", ".join(dict.fromkeys(f.suffix for f in FORMATS.values()))
+            raise ValueError(f"{path}: unknown suffix {path.suffix!r}. Expected one of {suffixes}")
+        return found
+    if format not in FORMATS:
+        raise ValueError(unknown("format", format, FORMATS))
+    if path.suffix != FORMATS[format].suffix:
+        raise ValueError(
+            f"{path}: a file of {format} has the suffix {FORMATS[format].suffix}, not {path.suffix!r}"
+        )
+    return format
+
+
+def _check_request(path: Path, format: str, dynamic: Sequence[str], loop_free: bool, overwrite: bool) -> None:
+    """All that can be said before anything is computed."""
+    if isinstance(dynamic, str):
+        raise ValueError(f"dynamic={dynamic!r}: expected a sequence of names, such as ({dynamic!r},)")
+    if loop_free and format != "onnx":
+        raise ValueError(f"loop_free is a form of ONNX, the format is {format}")
+    if "size" in dynamic and not FORMATS[format].sizes:
+        raise ValueError(
+            f"{format} serves one size: leave 'size' out of dynamic, or export to another format"
+        )
+    missing = [name for name in FORMATS[format].packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{format} needs {', '.join(missing)}: pip install 'ganglion[export]'")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: expected a file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: cannot write to the folder {str(path.parent)!r}")
+    if os.path.lexists(path) and not overwrite and not _is_ours(path):
+        raise FileExistsError(
+            f"{path} is there already and was not written by an export: expected another name"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is as an export left it, by the report beside it."""
+    try:
+        return json.loads(report_path(path).read_bytes())["sha256"] == _sha256(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _check_float32(network: nn.Module) -> None:
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ValueError(f"{name} is {value.dtype}: expected a network in float32, model.float()")
+
+
+def _said_of(model: nn.Module | LoadedModel) -> dict[str, Any]:
+    """What a file says of the network beside its tensors."""
+    from .. import __version__
+
+    said: dict[str, Any] = {"version": __version__}
+    if isinstance(model, LoadedModel):
+        names = model.class_names
+        return (
+            said
+            | {"architecture": model.name, "class_names": names, "task": model.task.name}
+            | model.data_config
+        )
+    cfg = getattr(model, "pretrained_cfg", None)
+    if cfg:
+        kept = ("architecture", "input_size", "mean", "std", "interpolation", "crop_pct")
+        said |= {key: cfg[key] for key in kept if cfg.get(key) is not None}
+    return said
+
+
+def _facts(network: nn.Module, traced: Traced) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return {
+        "weights_sha256": digest.hexdigest(),
+        "size": list(traced.example.shape[2:]),
+        "dynamic": list(traced.dynamic),
+        "smallest_side": traced.least,
+    }
+
+
+def _write(
+    format: str, traced: Traced, path: Path, said: Mapping[str, Any], loop_free: bool
+) -> dict[str, Any]:
+    # What each needs is imported here: nobody who does not export waits for it.
+    if format == "onnx":
+        from .onnx_model import write_onnx
+
+        return write_onnx(traced, path, metadata=said, loop_free=loop_free)
+    if format == "openvino":
+        from .openvino_model import write_openvino
+
+        return write_openvino(traced, path, metadata=said)
+    from .portable import write_aoti, write_pt2
+
+    return (write_pt2 if format == "pt2" else write_aoti)(traced, path, metadata=said)
+
+
+def _report(
+    path: Path, written: Path, format: str, traced: Traced, about: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    batch, channels, height, width = traced.example.shape
+    sides = ["height", "width"] if "size" in traced.dynamic else [height, width]
+    return {
+        "file": str(path),
+        "format": format,
+        "megabytes": round(written.stat().st_size / 1e6, 3),
+        "sha256": _sha256(written),
+        "seconds": seconds,
+        "inputs": {"images": ["batch" if "batch" in traced.dynamic else batch, channels, *sides]},
+        "outputs": traced.outputs,
+        **about,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,137 @@
+"""A program as an ONNX model, in which every scan is one node: a call of a function that the model brings along."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxscript
+import onnxscript.optimizer
+import torch
+
+from .onnx_scan import DOMAIN, scan_function
+from .program import Traced
+from .quiet import quiet
+
+#: The oldest that has all that is used, Gelu among it: runtimes of before 2024 read no newer one.
+OPSET = 20
+
+
+def write_onnx(
+    traced: Traced, path: Path, *, metadata: Mapping[str, Any], loop_free: bool = False
+) -> dict[str, Any]:
+    """Write the program as an ONNX model. metadata: goes into it, as JSON. loop_free: without ONNX's Scan.
+
+    Returns what a report says of it. Raises ValueError for a loop-free form of dynamic sizes.
+    """
+    if loop_free and "size" in traced.dynamic:
+        raise ValueError(
+            "loop_free: a program of dynamic sizes needs loops. Expected it without 'size' in dynamic"
+        )
+    functions: dict[tuple, ir.Function] = {}
+    axes: dict[int, str] = {0: "batch"} if "batch" in traced.dynamic else {}
+    if "size" in traced.dynamic:
+        axes |= {2: "height", 3: "width"}
+    with quiet("torch.onnx"), torch.no_grad():
+        made = torch.onnx.export(
+            traced.program,
+            (traced.example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=traced.outputs,
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.ganglion.scan2d.default: _translation(functions, loop_free)},
+            optimize=False,
+            verbose=False,
+        )
+    assert made is not None
+    model = made.model
+    # Not all that torch.onnx would do: its patterns find nothing here, in most of the time.
+    onnxscript.optimizer.fold_constants(model)
+    for clean in (
+        passes.IdentityEliminationPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+    ):
+        clean(model)
+    for function in functions.values():
+        model.functions[function.identifier()] = function
+    if functions:
+        model.graph.opset_imports[DOMAIN] = 1
+    _name_axes(model.graph, axes)
+    for value, name in zip(model.graph.outputs, traced.outputs, strict=True):
+        value.name = name
+    model.producer_name, model.producer_version = "ganglion", str(metadata["version"])
+    model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
+    proto = ir.to_proto(model)
+    onnx.save_model(proto, path)
+    return {"nodes": len(proto.graph.node), "opset": OPSET, "functions": len(functions)}
+
+
+def _name_axes(graph: ir.Graph, axes: Mapping[int, str]) -> None:
+    """Call dynamic axes what they are, wherever torch.export's symbol for one stands."""
+    shape = graph.inputs[0].shape
+    names = {str(shape[axis]): name for axis, name in axes.items()} if shape is not None else {}
+    for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
+        if value.shape is not None and not value.shape.frozen:
+            for axis, dim in enumerate(value.shape):
+                if (name := names.get(str(dim))) is not None:
+                    value.shape[axis] = name
+
+
+def _translation(made: dict[tuple, ir.Function], loop_free: bool) -> Callable[..., Any]:
+    """What torch.onnx puts in the place of the operator. made: the functions so far, one for all scans of one form."""
+
+    def scan2d(
+        x: Any,
+        proj: Any,
+        dt_weight: Any,
+        dt_bias: Any,
+        A: Any,
+        D: Any,
+        routes: Any,
+        backend: Any,
+        size: Any = None,
+        log_A: Any = False,
+    ) -> Any:
+        op: Any = onnxscript.opset20
+        rank, state = dt_weight.shape[2], A.shape[2]
+        form = (tuple(routes), rank, state, log_A, tuple(size) if loop_free else None)
+        if form not in made:
+            made[form] = scan_function(
+                f"scan2d_{len(made)}",
+                routes,
+                dt_rank=rank,
+                d_state=state,
+                log_A=log_A,
+                size=form[-1],
+                opset=OPSET,
+            )
+        if all(isinstance(side, int) for side in size):
+            sides = op.Constant(value_ints=list(size))
+        else:
+            one = op.Constant(value_ints=[1])
+            sides = op.Concat(*(op.Reshape(side, one) for side in size), axis=0)
+        y = _node(made[form].name)(x, proj, dt_weight, dt_bias, A, D, sides)
+        return y, op.Reshape(y, op.Constant(value_ints=[1, -1]))  # nothing reads the carries
+
+    return scan2d
+
+
+def _node(name: str) -> Callable[..., Any]:
+    """A node of our domain, as onnxscript wants it: with a schema."""
+    of = onnx.defs.OpSchema.FormalParameter
+    floats = ("x", "proj", "dt_weight", "dt_bias", "A", "D")
+    schema = onnx.defs.OpSchema(
+        name,
+        DOMAIN,
+        1,
+        inputs=[*(of(n, "tensor(float)") for n in floats), of("size", "tensor(int64)")],
+        outputs=[of("y", "tensor(float)")],
+    )
+    return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, schema)

@@ -1,0 +1,46 @@
+"""A program as a file of torch.export, `.pt2`, without an operator of this library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .program import Traced
+from .quiet import quiet
+from .scan_by_lines import scan_by_lines
+
+#: Under which name a file of torch.export has what is said of the model, for `extra_files` of torch.export.load.
+EXTRA = "ganglion.json"
+
+
+def without_own_operators(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with the scan in PyTorch's own operators."""
+    with torch.no_grad():
+        return program.run_decompositions({torch.ops.ganglion.scan2d.default: scan_by_lines})
+
+
+def write_pt2(traced: Traced, path: Path, *, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the program so that `torch.export.load` runs it where this library is not. Returns what a report says."""
+    program = without_own_operators(traced.program)
+    # Of lists that are empty, such as what a loop captures.
+    with quiet("torch._export.serde.serialize"):
+        torch.export.save(program, path, extra_files={EXTRA: json.dumps(dict(metadata))})
+    return {"nodes": len(program.graph.nodes)}
+
+
+def write_aoti(traced: Traced, path: Path, *, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Compile the program for the processor at hand, for `torch._inductor.aoti_load_package`."""
+    program = without_own_operators(traced.program)
+    with quiet("torch._inductor"), torch.no_grad():
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={
+                "aot_inductor.metadata": {key: json.dumps(value) for key, value in metadata.items()}
+            },
+        )
+    return {"nodes": len(program.graph.nodes)}

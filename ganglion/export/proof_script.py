@@ -1,0 +1,78 @@
+"""Run by `proof` in a process of its own, where this library cannot be imported: python -I THIS KIND FILE IN OUT.
+
+IN (npz): `x0`, `x1` ... are the images of runs; `threads`. OUT (npz): `y0_0`, `y0_1` ... are their results in order;
+`seconds`, the shortest time of a run of x0; `runtime`, its name and version.
+"""
+
+import sys
+import time
+
+sys.modules["ganglion"] = None  # type: ignore[assignment]  # an import of it fails from here on
+
+import numpy as np
+
+
+def onnx(file, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x}), f"onnxruntime {onnxruntime.__version__}"
+
+
+def openvino(file, threads):
+    import openvino
+
+    compiled = openvino.Core().compile_model(
+        file, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    )
+    return lambda x: list(compiled(x).values()), f"openvino {openvino.__version__.partition('-')[0]}"
+
+
+def pt2(file, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    module = torch.export.load(file).module()
+
+    def run(x):
+        with torch.no_grad():
+            return [y.numpy() for y in module(torch.from_numpy(x))]
+
+    return run, f"torch {torch.__version__}"
+
+
+def aoti(file, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    model = torch._inductor.aoti_load_package(file)
+
+    def run(x):
+        with torch.no_grad():
+            return [y.numpy() for y in model(torch.from_numpy(x))]
+
+    return run, f"torch {torch.__version__}"
+
+
+def main(kind, file, given, found):
+    arrays = dict(np.load(given))
+    run, runtime = {"onnx": onnx, "openvino": openvino, "pt2": pt2, "aoti": aoti}[kind](
+        file, int(arrays.pop("threads"))
+    )
+    results = {}
+    for name, x in arrays.items():
+        for i, y in enumerate(run(x)):
+            results[f"y{name[1:]}_{i}"] = y
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run(arrays["x0"])
+        seconds.append(time.perf_counter() - start)
+    np.savez(found, seconds=min(seconds), runtime=runtime, **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,103 @@
+"""`scan2d` in PyTorch's own operators, for programs that run where this library is not: of any size, in few steps.
+
+The walk is cut into its lines as in `onnx_scan`, which says how; its two loops are torch's `scan`, which a program keeps
+as one node each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+
+from ..ops.routes import Route
+
+
+def scan_by_lines(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[int],
+    backend: str,
+    size: Sequence[int],
+    log_A: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What the operator `ganglion::scan2d` returns as networks call it, of tokens; in place of the carries, which nobody
+    asks for without a backward pass, an empty tensor."""
+    decay_KND = (-torch.exp(A) if log_A else A).transpose(1, 2)
+    rank, state = dt_weight.shape[2], A.shape[2]
+    x_BHWD, proj_BHWC = (t.unflatten(1, list(size)) for t in (x, proj))
+    y = D.sum(0) * x_BHWD
+    walks = [(k, Route.from_code(code)) for k, code in enumerate(routes)]
+    for transpose in (False, True):
+        group = [(k, route) for k, route in walks if route.transpose is transpose]
+        for restart in (False, True):
+            chosen = [(k, route) for k, route in group if route.restart is restart]
+            if chosen:
+                y = y + _walked(x_BHWD, proj_BHWC, dt_weight, dt_bias, decay_KND, chosen, rank, state)
+    return y.reshape(x.shape), x.new_empty(0)
+
+
+def _walked(
+    x_BHWD: Tensor,
+    proj_BHWC: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    decay_KND: Tensor,
+    walks: Sequence[tuple[int, Route]],
+    rank: int,
+    state: int,
+) -> Tensor:
+    """The sum of walks whose lines are all rows or all columns, and all of whose states restart or none."""
+    first = walks[0][1]
+    # Steps, batch, lines: (T, B, M, C).
+    order, back = ((1, 0, 2, 3),) * 2 if first.transpose else ((2, 0, 1, 3), (1, 2, 0, 3))
+    flips = [[axis for axis, flip in ((1, r.flip_rows), (2, r.flip_cols)) if flip] for _, r in walks]
+
+    def turned(map_BHWC: Tensor, axes: list[int]) -> Tensor:
+        return (map_BHWC.flip(axes) if axes else map_BHWC).permute(order)
+
+    each = rank + 2 * state
+    x_TKBMD = torch.stack([turned(x_BHWD, axes) for axes in flips], 1)
+    parts = [
+        turned(proj_BHWC[..., k * each : (k + 1) * each], axes)
+        for (k, _), axes in zip(walks, flips, strict=True)
+    ]
+    low, B, C = torch.stack(parts, 1).split([rank, state, state], -1)
+    weight, bias, decay = (torch.stack([t[k] for k, _ in walks]) for t in (dt_weight, dt_bias, decay_KND))
+    v = low @ weight.transpose(1, 2)[:, None] + bias[:, None, None]
+    dt = F.softplus(v)[..., None, :]
+    decay = decay[:, None, None]
+    h = _loop(_line, torch.exp(dt * decay), dt * x_TKBMD[..., None, :] * B[..., None])
+    if not first.restart:
+        p = torch.exp(dt.cumsum(0) * decay)  # the decays of all steps up to here, multiplied
+        before = _loop(_across, p[-1].movedim(2, 0), h[-1].movedim(2, 0))
+        h = h + p * before.movedim(0, 2)
+    y_TKBMD = (C[..., None] * h).sum(-2)
+    found = [y_TKBMD[:, i].permute(back) for i in range(len(walks))]
+    summed = [y.flip(axes) if axes else y for y, axes in zip(found, flips, strict=True)]
+    return torch.stack(summed).sum(0)
+
+
+def _loop(step: Callable[..., tuple[Tensor, Tensor]], a: Tensor, b: Tensor) -> Tensor:
+    """`step` along axis 0, from zero, of vectors: of more axes, strides of dynamic sizes would have to be proven."""
+    flat_a, flat_b = (t.reshape(t.shape[0], -1).contiguous() for t in (a, b))
+    _, found = scan(step, flat_a.new_zeros(flat_a.shape[1]), (flat_a, flat_b))
+    return found.reshape(b.shape)
+
+
+def _line(h: Tensor, step: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The state after a step, which is kept."""
+    after = step[0] * h + step[1]
+    return after, after.clone()
+
+
+def _across(before: Tensor, line: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The state before a line, which is kept, to that after it."""
+    return line[0] * before + line[1], before.clone()

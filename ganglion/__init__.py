@@ -7,6 +7,7 @@ import timm
 from timm import create_model
 
 from .analysis.connections_plot import plot_connections
+from .export.model import export_model
 from .heads import create_detector, create_segmentor
 from .models import (
     CheckpointError,
@@ -40,6 +41,7 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmentor",
+    "export_model",
     "list_models",
     "load_checkpoint",
     "load_model",

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import backends, bench, doctor, draw, explore, fit, info, predict, validate
+from . import backends, bench, doctor, draw, explore, export, fit, info, predict, validate
 from .common import print_json
 from .options import Parser
 
@@ -24,6 +24,7 @@ VERBS = {
     "info": info,
     "draw": draw,
     "explore": explore,
+    "export": export,
     "bench": bench,
     "backends": backends,
     "doctor": doctor,

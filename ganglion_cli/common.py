@@ -217,3 +217,44 @@ def load(args: argparse.Namespace) -> LoadedModel:
         return load_model(args.checkpoint or args.model, model=args.model, task=args.task)
     except (ValueError, OSError) as error:
         fail(args, error)
+
+
+def open_source(args: argparse.Namespace, source: str) -> LoadedModel:
+    """The network of a name (its published weights), a file, a folder, or NAME=FILE; with --untrained, of a name with
+    weights as initialised from --seed. Exits with status 1 where it cannot be loaded."""
+    from ganglion.tasks.loaded_model import load_model
+
+    name, equals, file = source.partition("=")
+    named = bool(equals) and not os.path.lexists(source)
+    task = getattr(args, "task", None)
+    try:
+        if args.untrained:
+            return _untrained(source, args.seed)
+        return load_model(file, model=name, task=task) if named else load_model(source, task=task)
+    except (ValueError, OSError) as error:
+        hint = " (NAME=FILE), or --untrained" if "published weights" in str(error) else ""
+        fail(args, f"{error}{hint}")
+
+
+def _untrained(name: str, seed: int) -> LoadedModel:
+    """Raises ValueError for what is no name."""
+    import timm
+    import torch
+    from timm.data import resolve_model_data_config
+
+    from ganglion.errors import unknown
+    from ganglion.tasks import DEFAULT, find_task
+    from ganglion.tasks.loaded_model import LoadedModel
+
+    if not timm.is_model(name):
+        raise ValueError(f"--untrained: {unknown('model', name, timm.list_models())}")
+    torch.manual_seed(seed)
+    network = timm.create_model(name).eval()
+    return LoadedModel(
+        name=name,
+        network=network,
+        data_config=resolve_model_data_config(network),
+        class_names=None,
+        description=f"untrained (seed {seed})",
+        task=find_task(DEFAULT),
+    )

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .common import check_writable, fail, natural, pick_device, pixels
+from .common import check_writable, fail, natural, open_source, pick_device, pixels
 from .options import say_loading
-
-if TYPE_CHECKING:
-    from ganglion.tasks.loaded_model import LoadedModel
 
 _EXAMPLES = """\
 examples:
@@ -67,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     if os.path.lexists(args.output) and not is_page(args.output):
         check_writable(args, "--output")
-    model = _load(args)
+    model = open_source(args, args.model)
     model.network.to(pick_device(args))
     size = None if args.size is None else (args.size[0], args.size[-1])
     try:
@@ -93,42 +89,3 @@ def _check(args: argparse.Namespace) -> None:
             args.parser.error(f"--image {image}: it is a folder, expected an image")
     if not os.path.lexists(args.output):
         check_writable(args, "--output")
-
-
-def _load(args: argparse.Namespace) -> LoadedModel:
-    """The network of MODEL. Exits with status 1 where it cannot be loaded."""
-    from ganglion.tasks.loaded_model import load_model
-
-    name, equals, file = args.model.partition("=")
-    named = bool(equals) and not os.path.lexists(args.model)
-    try:
-        if args.untrained:
-            return _untrained(args)
-        return load_model(file, model=name) if named else load_model(args.model)
-    except (ValueError, OSError) as error:
-        hint = " (NAME=FILE), or --untrained" if "published weights" in str(error) else ""
-        fail(args, f"{error}{hint}")
-
-
-def _untrained(args: argparse.Namespace) -> LoadedModel:
-    """The network of that name with random weights. Raises ValueError for another name."""
-    import timm
-    import torch
-    from timm.data import resolve_model_data_config
-
-    from ganglion.errors import unknown
-    from ganglion.tasks import DEFAULT, find_task
-    from ganglion.tasks.loaded_model import LoadedModel
-
-    if not timm.is_model(args.model):
-        raise ValueError(f"--untrained: {unknown('model', args.model, timm.list_models())}")
-    torch.manual_seed(args.seed)
-    network = timm.create_model(args.model).eval()
-    return LoadedModel(
-        name=args.model,
-        network=network,
-        data_config=resolve_model_data_config(network),
-        class_names=None,
-        description=f"untrained (seed {args.seed})",
-        task=find_task(DEFAULT),
-    )

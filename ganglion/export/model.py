@@ -19,6 +19,7 @@ from torch import nn
 from ..errors import unknown
 from ..files import replacing
 from ..tasks.loaded_model import LoadedModel
+from .features import pyramid_of
 from .program import Traced, trace
 from .proof import ExportError, prove
 
@@ -52,6 +53,7 @@ def export_model(
     size: int | Sequence[int],
     dynamic: Sequence[str] = (),
     format: str | None = None,
+    features: bool = False,
     softmax: bool = False,
     loop_free: bool = False,
     metadata: Mapping[str, Any] | None = None,
@@ -68,6 +70,7 @@ def export_model(
     size: height and width of the images.
     dynamic: what may differ when the file is run, of "batch" and "size".
     format: where the suffix does not say it: "aoti", a .pt2 that AOTInductor compiled for the processor at hand.
+    features: the maps of a classifier's four stages in place of its logits.
     softmax: probabilities in place of a classifier's logits.
     loop_free: ONNX without Scan, for runtimes that lack it; of one size.
     metadata: further entries that travel in the file, as JSON.
@@ -77,9 +80,9 @@ def export_model(
     three inputs with absolute and relative errors and the agreement on the largest logit, and milliseconds beside those
     of eager mode.
 
-    Raises ValueError for arguments that make no sense or sizes that the network does not take; ImportError for packages
-    that are missing, with the command that installs them; OSError where the file cannot be written; `ExportError` where
-    the file does not run, or is off by more than the format's bound (1e-5; 1e-6 of .pt2), relative to the largest value.
+    Raises ValueError for arguments that make no sense or sizes that the network does not take; ImportError for missing
+    packages, with the command that installs them; OSError where the file cannot be written; `ExportError` where it does
+    not run, or is off by more than the format's bound (1e-5; 1e-6 of .pt2), relative to the largest value.
     """
     path = Path(path)
     format = _format(path, format)
@@ -90,7 +93,9 @@ def export_model(
     start = time.perf_counter()
     training = {module: module.training for module in network.modules()}
     on_cpu = all(t.device.type == "cpu" for t in network.state_dict().values())
-    network = network if on_cpu else copy.deepcopy(network).cpu()
+    network = network if on_cpu and not features else copy.deepcopy(network).cpu()
+    if features:
+        network = pyramid_of(network)
     try:
         traced = trace(network.eval(), size=size, dynamic=dynamic, softmax=softmax)
         said |= _facts(network, traced)

@@ -13,6 +13,7 @@ import onnx_ir.passes.common as passes
 import onnxscript
 import onnxscript.optimizer
 import torch
+from onnxscript import values
 
 from .onnx_scan import DOMAIN, scan_function
 from .program import Traced
@@ -45,7 +46,10 @@ def write_onnx(
             input_names=["images"],
             output_names=traced.outputs,
             opset_version=OPSET,
-            custom_translation_table={torch.ops.ganglion.scan2d.default: _translation(functions, loop_free)},
+            custom_translation_table={
+                torch.ops.ganglion.scan2d.default: _translation(functions, loop_free),
+                torch.ops.aten.roll.default: _roll,
+            },
             optimize=False,
             verbose=False,
         )
@@ -123,6 +127,21 @@ def _translation(made: dict[tuple, ir.Function], loop_free: bool) -> Callable[..
     return scan2d
 
 
+def _roll(x: Any, shifts: Any, dims: Any = ()) -> Any:
+    """torch.roll along axes; torch.onnx has it for shifts that are known only."""
+    op: Any = onnxscript.opset20
+    end = op.Constant(value_ints=[2**62])
+    zero = op.Constant(value_ints=[0])
+    for shift, dim in zip(shifts, dims, strict=True):
+        axis = op.Constant(value_ints=[dim])
+        if isinstance(shift, int):
+            start = op.Constant(value_ints=[-shift])
+        else:
+            start = op.Neg(op.Reshape(shift, op.Constant(value_ints=[1])))
+        x = op.Concat(op.Slice(x, start, end, axis), op.Slice(x, zero, start, axis), axis=dim)
+    return x
+
+
 def _node(name: str) -> Callable[..., Any]:
     """A node of our domain, as onnxscript wants it: with a schema."""
     of = onnx.defs.OpSchema.FormalParameter
@@ -134,4 +153,4 @@ def _node(name: str) -> Callable[..., Any]:
         inputs=[*(of(n, "tensor(float)") for n in floats), of("size", "tensor(int64)")],
         outputs=[of("y", "tensor(float)")],
     )
-    return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, schema)
+    return values.Op(values.Opset(DOMAIN, 1), name, schema)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import unknown
 from ..heads import MaskRCNN, Segmentor
 from ..models import Backbone
+from .simplify import simplify
 
 #: What may be dynamic: the number of images, and their height and width.
 DYNAMIC = ("batch", "size")
@@ -75,7 +76,7 @@ def trace(
     least = _least(model) if "size" in dynamic else 1
     if min(height, width) < least:
         raise ValueError(
-            f"size {height} x {width} is below the smallest that this program can serve with dynamic sizes, {least} x {least}"
+            f"size {height} x {width}: a program of dynamic sizes serves this network from {least} x {least} on"
         )
     network = Outputs(model, softmax=softmax).eval()
     generator = torch.Generator().manual_seed(0)
@@ -95,13 +96,14 @@ def trace(
             )
         try:
             program = torch.export.export(network, (example,), dynamic_shapes=(axes,) if axes else None)
-        except (RuntimeError, torch._dynamo.exc.UserError) as error:
+        except RuntimeError as error:
             if not dynamic:
                 raise
             said = str(error).strip().partition("\n")[0]
             raise ValueError(
                 f"dynamic {', '.join(dynamic)}: torch.export cannot do this network so ({said})"
             ) from error
+    simplify(program)
     return Traced(
         program=program,
         network=network,

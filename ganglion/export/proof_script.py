@@ -59,9 +59,8 @@ def aoti(file, threads):
 
 def main(kind, file, given, found):
     arrays = dict(np.load(given))
-    run, runtime = {"onnx": onnx, "openvino": openvino, "pt2": pt2, "aoti": aoti}[kind](
-        file, int(arrays.pop("threads"))
-    )
+    load = {"onnx": onnx, "openvino": openvino, "pt2": pt2, "aoti": aoti}[kind]
+    run, runtime = load(file, int(arrays.pop("threads")))
     results = {}
     for name, x in arrays.items():
         for i, y in enumerate(run(x)):

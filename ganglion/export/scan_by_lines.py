@@ -1,7 +1,7 @@
 """`scan2d` in PyTorch's own operators, for programs that run where this library is not: of any size, in few steps.
 
-The walk is cut into its lines as in `onnx_scan`, which says how; its two loops are torch's `scan`, which a program keeps
-as one node each.
+The walk is cut into its lines as in `onnx_scan`, which says how; its two loops are torch's `scan`, one node each of a
+program.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def scan_by_lines(
     size: Sequence[int],
     log_A: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What the operator `ganglion::scan2d` returns as networks call it, of tokens; in place of the carries, which nobody
-    asks for without a backward pass, an empty tensor."""
+    """What the operator `ganglion::scan2d` returns as networks call it, of tokens; in place of the carries, which are for
+    a backward pass, an empty tensor."""
     decay_KND = (-torch.exp(A) if log_A else A).transpose(1, 2)
     rank, state = dt_weight.shape[2], A.shape[2]
     x_BHWD, proj_BHWC = (t.unflatten(1, list(size)) for t in (x, proj))

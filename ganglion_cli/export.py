@@ -1,0 +1,137 @@
+"""A network as a file that runs without this library (ONNX, torch.export, OpenVINO), proven in a fresh process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .common import fail, natural, open_source, pixels, print_json, print_table
+from .options import say_loading
+
+_EXAMPLES = """\
+examples:
+  ganglion export runs/one/model -o flowers.onnx
+  ganglion export runs/one/model -o flowers.onnx --dynamic batch,size --softmax
+  ganglion export vmamba_tiny_s1l8=vssm1_tiny_0230s_ckpt_epoch_264.pth -o vmamba.pt2
+  ganglion export sparx_mamba_nano -o nano.onnx --untrained --features --size 512 384
+
+SOURCE is an exported folder, a training checkpoint, a name (its published weights), or NAME=FILE for a published file.
+Of a detector the dense part is exported: maps, objectness and deltas of each level.
+exit status: 0; 1 if the network cannot be exported, or the file computes something else; 2 for arguments that make no
+sense
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", metavar="SOURCE", help="a network")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the file: .onnx, .pt2 or .xml (OpenVINO)",
+    )
+    parser.add_argument(
+        "--format", metavar="NAME", help="where the suffix does not say it: aoti, a compiled .pt2"
+    )
+    parser.add_argument(
+        "--size",
+        type=pixels,
+        nargs="+",
+        metavar="N",
+        help="side, or height and width, of the images (the network's)",
+    )
+    parser.add_argument(
+        "--dynamic",
+        default="",
+        metavar="NAMES",
+        help="what may differ when the file is run: batch, size, or batch,size",
+    )
+    parser.add_argument(
+        "--features", action="store_true", help="the maps of the stages in place of the logits"
+    )
+    parser.add_argument("--softmax", action="store_true", help="probabilities in place of the logits")
+    parser.add_argument(
+        "--loop-free", action="store_true", help="ONNX without Scan, for runtimes that lack it"
+    )
+    parser.add_argument("--untrained", action="store_true", help="weights as initialised from --seed")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of untrained weights (0)")
+    parser.add_argument(
+        "--task", metavar="FOLDER", help="a task of your own that SOURCE is of; its code runs"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write over a file that is there and was not written by an export",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.size is not None and len(args.size) > 2:
+        args.parser.error(f"--size {' '.join(map(str, args.size))}: expected one side, or height and width")
+    say_loading("PyTorch and timm")
+    from ganglion.export import ExportError, export_model
+
+    loaded = open_source(args, args.source)
+    size = loaded.data_config["input_size"][1:] if args.size is None else (args.size[0], args.size[-1])
+    try:
+        report = export_model(
+            loaded,
+            args.output,
+            size=size,
+            features=args.features,
+            dynamic=tuple(name for name in args.dynamic.split(",") if name),
+            format=args.format,
+            softmax=args.softmax,
+            loop_free=args.loop_free,
+            overwrite=args.overwrite,
+        )
+    except ExportError as error:
+        if error.report and not args.json:
+            _print(error.report)
+        fail(args, error)
+    except (ValueError, ImportError, OSError) as error:
+        fail(args, error)
+    if args.json:
+        print_json(report)
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: dict[str, Any]) -> None:
+    rows = [
+        [key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
+        for key, value in _lines(report)
+    ]
+    print_table(("", ""), rows, set())
+    print()
+    print_table(
+        ("images", "error", "of the largest value", "same largest logit"),
+        [
+            [
+                " x ".join(map(str, c["shape"])),
+                f"{c['max_absolute_error']:.1e}",
+                f"{c['max_relative_error']:.1e}",
+                f"{100 * c['top1_agreement']:.0f} %",
+            ]
+            for c in report.get("checks", [])
+        ],
+        {1, 2, 3},
+    )
+
+
+def _lines(report: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What is said of a file, in words."""
+    size = f"{report['megabytes']} MB, {report['nodes']} nodes"
+    size += f", opset {report['opset']}" if "opset" in report else ""
+    found = [("file", report["file"]), ("size", size), ("made in", f"{report['seconds']} s")]
+    found += [(f"input {name}", shape) for name, shape in report["inputs"].items()]
+    found.append(("outputs", ", ".join(report["outputs"])))
+    speed = f"{report['milliseconds']} ms for the first images, {report['eager_milliseconds']} in eager mode"
+    return [*found, ("runs in", f"{report['runtime']}, {report['threads']} threads: {speed}")]

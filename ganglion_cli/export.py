@@ -1,4 +1,4 @@
-"""A network as a file that runs without this library (ONNX, torch.export, OpenVINO), proven in a fresh process."""
+"""A network as a file that runs without this library (ONNX, torch.export), proven in a fresh process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="the file: .onnx, .pt2 or .xml (OpenVINO)",
+        help="the file: .onnx or .pt2",
     )
     parser.add_argument(
         "--format", metavar="NAME", help="where the suffix does not say it: aoti, a compiled .pt2"
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dynamic",
         default="",
         metavar="NAMES",
-        help="what may differ when the file is run: batch, size, or batch,size",
+        help="what may differ when it is run: batch, size, or both: batch,size",
     )
     parser.add_argument(
         "--features", action="store_true", help="the maps of the stages in place of the logits"
@@ -105,11 +105,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(report: dict[str, Any]) -> None:
-    rows = [
-        [key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
-        for key, value in _lines(report)
-    ]
-    print_table(("", ""), rows, set())
+    for key, value in _lines(report):
+        print(f"  {key:12}  {json.dumps(value) if isinstance(value, list) else value}")
     print()
     print_table(
         ("images", "error", "of the largest value", "same largest logit"),

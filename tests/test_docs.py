@@ -68,7 +68,19 @@ def test_readme_names_what_exists():
 
 @pytest.mark.parametrize(
     "package",
-    ["ops", "compat", "layers", "models", "heads", "tasks", "training", "data", "analysis", "explorer"],
+    [
+        "ops",
+        "compat",
+        "layers",
+        "models",
+        "heads",
+        "tasks",
+        "training",
+        "data",
+        "analysis",
+        "explorer",
+        "export",
+    ],
 )
 def test_architecture_names_every_module(package):
     (tree,) = [b for b in blocks("docs/architecture.md", "") if b.startswith("ganglion/")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -41,7 +42,6 @@ class _Format:
 FORMATS = {
     "onnx": _Format(suffix=".onnx", bound=1e-5, packages=("onnx", "onnxscript", "onnxruntime")),
     "pt2": _Format(suffix=".pt2", bound=1e-6),
-    "openvino": _Format(suffix=".xml", bound=1e-5, packages=("onnx", "onnxscript", "openvino")),
     "aoti": _Format(suffix=".pt2", bound=1e-5, sizes=False),
 }
 
@@ -66,7 +66,7 @@ def export_model(
 
     model: float32; a classifier, a pyramid (`features_only`), a segmentor, or a detector, of which the dense part is
         exported: maps, objectness and deltas of each level. Its mode is left as it is; the file is for inference.
-    path: of the file; its suffix says the format (`FORMATS`): .onnx, .pt2 (torch.export) or .xml (OpenVINO).
+    path: of the file; its suffix says the format (`FORMATS`): .onnx or .pt2 (torch.export).
     size: height and width of the images.
     dynamic: what may differ when the file is run, of "batch" and "size".
     format: where the suffix does not say it: "aoti", a .pt2 that AOTInductor compiled for the processor at hand.
@@ -180,9 +180,11 @@ def _check_float32(network: nn.Module) -> None:
 
 def _said_of(model: nn.Module | LoadedModel) -> dict[str, Any]:
     """What a file says of the network beside its tensors."""
-    from .. import __version__
-
-    said: dict[str, Any] = {"version": __version__}
+    try:
+        version = importlib.metadata.version("ganglion")
+    except importlib.metadata.PackageNotFoundError:  # used from a checkout
+        version = "unknown"
+    said: dict[str, Any] = {"version": version}
     if isinstance(model, LoadedModel):
         names = model.class_names
         return (
@@ -218,10 +220,6 @@ def _write(
         from .onnx_model import write_onnx
 
         return write_onnx(traced, path, metadata=said, loop_free=loop_free)
-    if format == "openvino":
-        from .openvino_model import write_openvino
-
-        return write_openvino(traced, path, metadata=said)
     from .portable import write_aoti, write_pt2
 
     return (write_pt2 if format == "pt2" else write_aoti)(traced, path, metadata=said)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -49,6 +50,7 @@ def write_onnx(
             custom_translation_table={
                 torch.ops.ganglion.scan2d.default: _translation(functions, loop_free),
                 torch.ops.aten.roll.default: _roll,
+                torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
             },
             optimize=False,
             verbose=False,
@@ -140,6 +142,29 @@ def _roll(x: Any, shifts: Any, dims: Any = ()) -> Any:
             start = op.Neg(op.Reshape(shift, op.Constant(value_ints=[1])))
         x = op.Concat(op.Slice(x, start, end, axis), op.Slice(x, zero, start, axis), axis=dim)
     return x
+
+
+def _adaptive_avg_pool2d(x: Any, output_size: Any) -> Any:
+    """Means over windows that divide a map, as two products with their weights. torch.onnx would take the windows of
+    the size that was traced for those of every size."""
+    op: Any = onnxscript.opset20
+    if list(output_size) == [1, 1]:
+        return op.ReduceMean(x, op.Constant(value_ints=[2, 3]), keepdims=1)
+    rows, columns = (_windows(x, axis, count) for axis, count in zip((2, 3), output_size, strict=True))
+    return op.MatMul(op.MatMul(rows, x), op.Transpose(columns, perm=[1, 0]))
+
+
+def _windows(x: Any, axis: int, count: int) -> Any:
+    """Weights (count, side) of the pixels along an axis in each of `count` means."""
+    op: Any = onnxscript.opset20
+    side = op.Shape(x, start=axis, end=axis + 1)
+    i = op.Constant(value=onnx.numpy_helper.from_array(np.arange(count)[:, None]))
+    one, n = op.Constant(value_ints=[1]), op.Constant(value_ints=[count])
+    first = op.Div(op.Mul(i, side), n)
+    end = op.Div(op.Add(op.Mul(op.Add(i, one), side), op.Sub(n, one)), n)
+    pixel = op.Range(op.Constant(value_int=0), op.Squeeze(side), op.Constant(value_int=1))
+    inside = op.And(op.GreaterOrEqual(pixel, first), op.Less(pixel, end))
+    return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(end, first), x))
 
 
 def _node(name: str) -> Callable[..., Any]:

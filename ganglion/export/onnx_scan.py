@@ -66,7 +66,7 @@ def scan_function(
         terms = [_terms(g, w.index, x_TBM1D, proj_TBMC, parameters, dt_rank, d_state) for w in walks]
         line = None if size is None else size[not transpose]
         lines = None if size is None else size[transpose]
-        found = None
+        found: Any = None
         states = _scan(g, [(t.a, t.b) for t in terms], [w.back for w in walks], line)
         for walk, term, h in zip(walks, terms, states, strict=True):
             if not walk.route.restart:

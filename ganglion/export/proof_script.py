@@ -7,9 +7,9 @@ IN (npz): `x0`, `x1` ... are the images of runs; `threads`. OUT (npz): `y0_0`, `
 import sys
 import time
 
-sys.modules["ganglion"] = None  # type: ignore[assignment]  # an import of it fails from here on
-
 import numpy as np
+
+sys.modules["ganglion"] = None  # type: ignore[assignment]  # an import of it fails from here on
 
 
 def onnx(file, threads):
@@ -20,15 +20,6 @@ def onnx(file, threads):
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x}), f"onnxruntime {onnxruntime.__version__}"
-
-
-def openvino(file, threads):
-    import openvino
-
-    compiled = openvino.Core().compile_model(
-        file, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    )
-    return lambda x: list(compiled(x).values()), f"openvino {openvino.__version__.partition('-')[0]}"
 
 
 def pt2(file, threads):
@@ -59,7 +50,7 @@ def aoti(file, threads):
 
 def main(kind, file, given, found):
     arrays = dict(np.load(given))
-    load = {"onnx": onnx, "openvino": openvino, "pt2": pt2, "aoti": aoti}[kind]
+    load = {"onnx": onnx, "pt2": pt2, "aoti": aoti}[kind]
     run, runtime = load(file, int(arrays.pop("threads")))
     results = {}
     for name, x in arrays.items():

@@ -28,8 +28,8 @@ def scan_by_lines(
     size: Sequence[int],
     log_A: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What the operator `ganglion::scan2d` returns as networks call it, of tokens; in place of the carries, which are for
-    a backward pass, an empty tensor."""
+    """What the operator `ganglion::scan2d` returns as networks call it, of tokens; an empty tensor in place of the
+    carries, which are for a backward pass."""
     decay_KND = (-torch.exp(A) if log_A else A).transpose(1, 2)
     rank, state = dt_weight.shape[2], A.shape[2]
     x_BHWD, proj_BHWC = (t.unflatten(1, list(size)) for t in (x, proj))

@@ -1,0 +1,154 @@
+"""`export_model` and `ganglion export`: the file, its proof, and that nothing half-written is left."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import ganglion
+from ganglion.export import ExportError, model as module
+from ganglion.export.program import trace
+from ganglion_cli import main
+
+pytest.importorskip("onnxscript", reason="NOT TESTED: onnxscript is not installed (ganglion[export])")
+runtime = pytest.importorskip(
+    "onnxruntime", reason="NOT TESTED: onnxruntime is not installed (ganglion[export])"
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return timm.create_model("test_vmamba", num_classes=5, depths=(1, 1), dims=(8, 12)).eval()
+
+
+@pytest.fixture(scope="module")
+def dynamic(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "net.onnx"
+    return path, ganglion.export_model(network, path, size=(64, 48), dynamic=("batch", "size"))
+
+
+def test_an_onnx_file_of_any_size(network, dynamic):
+    path, report = dynamic
+    assert report["passed"] and report["max_relative_error"] < 1e-5 and report["top1_agreement"] == 1
+    assert report["inputs"] == {"images": ["batch", 3, "height", "width"]} and report["outputs"] == ["logits"]
+    assert [check["shape"] for check in report["checks"]] == [[1, 3, 64, 48], [1, 3, 4, 4], [3, 3, 81, 55]]
+    session = runtime.InferenceSession(path)
+    x = torch.randn(2, 3, 39, 130, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        y = network(x).numpy()
+    assert np.abs(session.run(None, {"images": x.numpy()})[0] - y).max() < 1e-5 * np.abs(y).max()
+
+
+def test_every_scan_is_one_node(dynamic):
+    import onnx
+
+    proto = onnx.load(dynamic[0])
+    calls = [node.op_type for node in proto.graph.node if node.domain == "ganglion"]
+    assert len(calls) == 2 and set(calls) == {function.name for function in proto.functions}
+    assert not [node for node in proto.graph.node if node.op_type == "Scan"]
+
+
+def test_what_travels_in_the_file(dynamic):
+    said = runtime.InferenceSession(dynamic[0]).get_modelmeta().custom_metadata_map
+    found = {key: json.loads(value) for key, value in said.items()}
+    assert found["architecture"] == "test_vmamba" and found["dynamic"] == ["batch", "size"]
+    assert len(found["mean"]) == 3 and len(found["weights_sha256"]) == 64 and found["smallest_side"] == 4
+
+
+def test_the_report_lies_beside_it(dynamic):
+    path, report = dynamic
+    saved = json.loads((path.parent / "net.onnx.json").read_text())
+    assert saved.items() >= json.loads(json.dumps(report)).items()
+
+
+def test_a_program_that_needs_torch_alone(network, tmp_path):
+    """The proof runs where ganglion cannot be imported."""
+    report = ganglion.export_model(network, tmp_path / "net.pt2", size=48)
+    assert report["passed"] and report["max_relative_error"] < 1e-6
+    program = torch.export.load(tmp_path / "net.pt2")
+    assert "ganglion" not in str(program.graph)
+
+
+def test_pairs_of_layout_changes_are_taken_out(network, monkeypatch):
+    traced = trace(network, size=64)
+    with torch.no_grad():
+        torch.testing.assert_close(traced.program.module()(traced.example), traced.network(traced.example))
+    monkeypatch.setattr("ganglion.export.program.simplify", lambda program: None)
+    before = trace(network, size=64)
+    left, all_of_them = (
+        sum(n.target is torch.ops.aten.permute.default for n in t.program.graph.nodes)
+        for t in (traced, before)
+    )
+    assert left < 0.7 * all_of_them
+
+
+def test_a_wrong_file_is_not_kept(network, tmp_path, monkeypatch):
+    path = tmp_path / "net.onnx"
+    form = module.FORMATS["onnx"]
+    monkeypatch.setitem(module.FORMATS, "onnx", type(form)(suffix=".onnx", bound=0.0))
+    with pytest.raises(ExportError, match="computes something else") as caught:
+        ganglion.export_model(network, path, size=32)
+    assert 0 < caught.value.report["max_relative_error"] < 1e-5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_refused_before_anything_is_computed(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "trace", None)
+    foreign = tmp_path / "mine.onnx"
+    foreign.write_bytes(b"another's")
+    for path, arguments, said in (
+        (tmp_path / "a.tflite", {}, "unknown suffix '.tflite'. Expected one of .onnx, .pt2"),
+        (tmp_path / "a.onnx", {"format": "pt2"}, "a file of pt2 has the suffix .pt2"),
+        (tmp_path / "a.pt2", {"format": "aot"}, "Did you mean 'aoti'"),
+        (tmp_path / "a.onnx", {"dynamic": "batch"}, "expected a sequence of names"),
+        (tmp_path / "no" / "a.onnx", {}, "cannot write to the folder"),
+        (foreign, {}, "was not written by an export"),
+        (tmp_path, {"format": "onnx"}, "has the suffix .onnx"),
+    ):
+        with pytest.raises((ValueError, OSError), match=said):
+            ganglion.export_model(network, path, size=32, **arguments)
+    assert foreign.read_bytes() == b"another's" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_sizes_and_dtypes_that_cannot_be(network, tmp_path):
+    path = tmp_path / "a.onnx"
+    for arguments, said in (
+        ({"size": (2, 64), "dynamic": ("size",)}, "from 4 x 4 on"),
+        ({"size": (64, 64, 3)}, "expected height and width"),
+        ({"size": 64, "dynamic": ("bach",)}, "Did you mean 'batch'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ganglion.export_model(network, path, **arguments)
+    with pytest.raises(ValueError, match=r"expected a network in float32"):
+        ganglion.export_model(timm.create_model("test_vmamba").half(), path, size=64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named(network, tmp_path, monkeypatch):
+    form = module.FORMATS["onnx"]
+    monkeypatch.setitem(
+        module.FORMATS, "onnx", type(form)(suffix=".onnx", bound=1e-5, packages=("no_such_package",))
+    )
+    with pytest.raises(ImportError, match=r"onnx needs no_such_package: pip install 'ganglion\[export\]'"):
+        ganglion.export_model(network, tmp_path / "a.onnx", size=32)
+
+
+def test_the_command_refuses_without_weights_and_exports_with_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["export", "test_vmamba", "-o", "a.onnx"])
+    assert "--untrained" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert (
+        main(["export", "test_vmamba", "-o", "a.onnx", "--untrained", "--size", "32", "--features", "--json"])
+        == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["outputs"] == [f"features_{i}" for i in range(4)]
+    # Its own file may be written again; the network's mode is left alone.
+    network = timm.create_model("test_vmamba", num_classes=3).train()
+    assert ganglion.export_model(network, "a.onnx", size=32, softmax=True)["passed"] and network.training

@@ -10,7 +10,8 @@ import timm
 import torch
 
 import ganglion
-from ganglion.export import ExportError, model as module
+from ganglion.export import ExportError
+from ganglion.export import model as module
 from ganglion.export.program import trace
 from ganglion_cli import main
 

@@ -1,4 +1,4 @@
-"""Where the papers' detectors are published. The best epoch of some was picked on the validation set."""
+"""Where the papers' detectors and segmentors are published. The best epoch of some was picked on the validation set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from ..errors import unknown
 
 _VMAMBA = "https://github.com/MzeroMiko/VMamba/releases/download/%23v2det/mask_rcnn_vssm_fpn_coco_"
+_VMAMBA_ADE = (
+    "https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_"
+)
 _SPARX = "https://github.com/LMMMEng/SparX/releases/download/v1/maskrcnn_sparx_mamba_"
+_SPARX_ADE = "https://github.com/LMMMEng/SparX/releases/download/v1/upernet_sparx_mamba_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +67,26 @@ def published_detector(name: str) -> PublishedHead:
     if name not in PUBLISHED_DETECTORS:
         raise ValueError(unknown("published detector", name, PUBLISHED_DETECTORS))
     return PUBLISHED_DETECTORS[name]
+
+
+def _segmentor(backbone: str, url: str) -> PublishedHead:
+    return PublishedHead(name="upernet", backbone=backbone, num_classes=150, schedule="160k", url=url)
+
+
+#: By name: segmentor, backbone, schedule. Of Semantic FPN no weights are published.
+PUBLISHED_SEGMENTORS: dict[str, PublishedHead] = {
+    "upernet.vmamba_tiny.160k": _segmentor("vmamba_tiny_s1l8", f"{_VMAMBA_ADE}tiny_s_iter_160000.pth"),
+    "upernet.vmamba_small.160k": _segmentor("vmamba_small_s2l15", f"{_VMAMBA_ADE}small_iter_144000.pth"),
+    "upernet.vmamba_base.160k": _segmentor("vmamba_base_s2l15", f"{_VMAMBA_ADE}base_iter_160000.pth"),
+    **{
+        f"upernet.sparx_mamba_{size}.160k": _segmentor(f"sparx_mamba_{size}", f"{_SPARX_ADE}{size}.pth")
+        for size in ("tiny", "small", "base")
+    },
+}
+
+
+def published_segmentor(name: str) -> PublishedHead:
+    """An entry of `PUBLISHED_SEGMENTORS`. Raises ValueError for an unknown name."""
+    if name not in PUBLISHED_SEGMENTORS:
+        raise ValueError(unknown("published segmentor", name, PUBLISHED_SEGMENTORS))
+    return PUBLISHED_SEGMENTORS[name]

@@ -14,7 +14,7 @@ from .layers import Neck
 from .pyramid import Pyramid
 from .semantic_fpn import SemanticFPNHead
 from .upernet import AuxiliaryHead, UperNetHead
-from .weight_names import SEGMENTOR
+from .weight_names import SEGMENTOR, undecayed
 
 
 class Segmentor(nn.Module):
@@ -47,6 +47,10 @@ class Segmentor(nn.Module):
         if isinstance(images, list):
             return [self(image[None])[0] for image in images]
         return resize_to(self.low_resolution(images), images.shape[2:])
+
+    def undecayed_as_mmdet(self) -> set[str]:
+        """The parameters that the rule of the papers, by mmsegmentation's names, does not decay, see `undecayed`."""
+        return undecayed(self)
 
     def low_resolution(self, images: Tensor) -> Tensor:
         """Logits (B, C, ceil(H / 4), ceil(W / 4)), as the head makes them."""

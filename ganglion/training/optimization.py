@@ -132,8 +132,8 @@ def build_optimizer(
     if config.decay == "mmdet":
         if not hasattr(network, "undecayed_as_mmdet"):
             raise ValueError(
-                f"optimizer.decay is mmdet, whose rule is of detectors: expected published or corrected for a "
-                f"{type(network).__name__}"
+                "optimizer.decay is mmdet, whose rule is of detectors and segmentors: expected published or corrected "
+                f"for a {type(network).__name__}"
             )
         if config.layer_decay is not None:
             raise ValueError("optimizer.layer_decay goes with optimizer.decay published or corrected")

@@ -6,10 +6,12 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor
 
-from ganglion.heads import at_size, create_segmentor, multi_scale, slide
+from ganglion.heads import SEGMENTORS, at_size, create_segmentor, multi_scale, slide
+from ganglion.heads.published import PUBLISHED_SEGMENTORS, published_segmentor
 from ganglion.models import weight_names
 from tests.heads.goldens import built, golden, image
 
@@ -45,23 +47,27 @@ def test_maps_and_logits(name, dtype):
     assert same.all() if dtype == torch.float64 else same.sum() >= same.numel() - 1
 
 
+@pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_windows_sizes_and_scales(name):
-    reference, model = golden(name), built(name, torch.float32)
-    meta = reference.meta
-    x = image(*meta["input"], dtype=torch.float32)
+def test_windows_sizes_and_scales(name, dtype):
+    reference, model = golden(name), built(name, dtype)
+    meta, bound = reference.meta, BOUND[dtype]
+    x = image(*meta["input"], dtype=dtype)
     windows = slide(model, x, crop=tuple(meta["slide"]["crop"]), stride=tuple(meta["slide"]["stride"]))
-    assert reference.summary_error("slide", windows) < 1e-4
+    assert reference.summary_error("slide", windows) < bound
     assert (windows.argmax(1) == reference["slide.argmax"]).float().mean() > 0.9999
     height, width = meta["ori_shape"]
-    assert reference.summary_error("resized", at_size(model, x[:1], (height, width))[0]) < 1e-4
+    assert reference.summary_error("resized", at_size(model, x[:1], (height, width))[0]) < bound
     sides, seed = meta["input"][1:3], meta["input"][3] + 1
     scaled = [
-        image(1, *(int(side * ratio + 0.5) for side in sides), seed, dtype=torch.float32)
+        image(1, *(int(side * ratio + 0.5) for side in sides), seed, dtype=dtype)
         for ratio in meta["tta"]["ratios"]
     ]
-    assert reference.summary_error("tta_probabilities", multi_scale(model, scaled, (height, width))[0]) < 1e-5
+    probabilities = multi_scale(model, scaled, (height, width))[0]
+    assert reference.summary_error("tta_probabilities", probabilities) < (
+        bound if dtype == torch.float64 else 1e-5
+    )
 
 
 def training_case(meta: dict) -> tuple[Tensor, Tensor]:
@@ -139,6 +145,15 @@ def test_any_backbone_size_and_channels(name, backbone, arguments, size):
     x = torch.randn(2, arguments.get("in_chans", 3), *size)
     assert made(x).shape == (2, 3, *size)
     assert torch.isfinite(made(x)).all()
+
+
+def test_published_segmentors_name_what_there_is():
+    assert len({entry.url for entry in PUBLISHED_SEGMENTORS.values()}) == len(PUBLISHED_SEGMENTORS) == 6
+    for entry in PUBLISHED_SEGMENTORS.values():
+        assert timm.is_model(entry.backbone) and entry.name in SEGMENTORS and entry.num_classes == 150
+        assert entry.url.startswith("https://") and entry.url.endswith(".pth")
+    with pytest.raises(ValueError, match=r"upernet\.vmamba_tiny\.160k"):
+        published_segmentor("upernet.vmamba_tiny.80k")
 
 
 def test_unknown_names_and_fields():

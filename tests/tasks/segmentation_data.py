@@ -41,5 +41,6 @@ def arguments(data: Path, output: Path, *more: str) -> list[str]:
         "--model.config", "{neck_channels: 8, channels: 8}", "--data.batch_size", "2", "--data.workers", "0",
         "--data.long_side", "64", "--data.short_side", "48", "--data.augmentation.crop", "48",
         "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--schedule.warmup_epochs", "0",
-        "--optimizer.lr", "0.003", "--model.drop_path_rate", "0.1", "--ema.decay", "0.5", *more,
+        "--optimizer.lr", "0.003", "--model.drop_path_rate", "0.1", "--ema.decay", "0.5",
+        "--checkpoint.every_n_steps", "2", *more,
     ]  # fmt: skip

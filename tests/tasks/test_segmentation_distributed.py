@@ -46,25 +46,21 @@ def test_metrics_of_two_processes_are_those_of_one(tmp_path):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
 
 
-def train(folder: Path, data: Path, *more: str, processes: int = 2, crash_at: int = -1) -> list[list[float]]:
-    """The loss of every step of each process, up to the step in which all die. Images are as they are."""
+def train(folder: Path, data: Path, *more: str, crash_at: int = -1) -> list[list[float]]:
+    """The loss of every step of each of two processes, up to the step in which both die."""
     folder.mkdir(exist_ok=True)
     argv = segmentation_data.arguments(
         data, folder / "run", "--data.batch_size", "1", "--trainer.devices", "2", "--ema.decay", "0", *more
     )
     argv[:2] = ["--task=segmentation"]
     worker = [str(Path(__file__).with_name("distributed_worker.py")), str(folder / "losses"), str(crash_at)]
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=0",
-        "--standalone",
-    ]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone",
+        *worker, *argv,
+    ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, *launch, *worker, *argv],
-        capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=280,
-    )  # fmt: skip
+        command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=280
+    )
     assert (done.returncode == 0) == (crash_at < 0), done.stdout + done.stderr
     return [json.loads((folder / f"losses.{rank}.json").read_text()) for rank in range(2)]
 

@@ -115,15 +115,16 @@ def fail(args: argparse.Namespace, error: object) -> NoReturn:
 
 def print_json(value: Any) -> None:
     """Print what any reader of JSON takes: a float that is not finite is null."""
-    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+    print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` as any reader of JSON takes it: a float that is not finite is None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def pick_device(args: argparse.Namespace) -> torch.device:

@@ -120,3 +120,20 @@ def storage() -> list[dict[str, Any]]:
             warning = "small"
         found.append({"what": what, "path": str(path), "free": free, "warning": warning})
     return found
+
+
+def processor() -> str:
+    """Name and cores of the CPU, with the instruction sets that decide how fast it computes."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
+    flags = set((re.search(r"^flags\s*:\s*(.*)$", text, re.M) or ["", ""])[1].split())
+    sets = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    words = [
+        name[1] if name else platform.processor() or platform.machine(),
+        f"{system()['cores']} cores",
+        *sets,
+    ]
+    return ", ".join(words)

@@ -7,7 +7,7 @@ Figures belong to no window. Every function raises ImportError where matplotlib 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -267,3 +267,49 @@ def _short(name: str) -> str:
 def _bare(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def plot_speeds(rows: Sequence[Mapping[str, Any]], caption: str) -> Figure:
+    """Accuracy over images per second, where the rows have one size and the paper's accuracies; else images per second
+    over the side of the image, a line for each network.
+
+    rows: of `ganglion bench`: row, infer_img_size, infer_samples_per_sec (or train_), infer_spread, paper_top1.
+    """
+    figure = new_figure(6.0, 3.6, caption)
+    axes = figure.subplots()
+    key = "infer" if any(r.get("infer_samples_per_sec") for r in rows) else "train"
+    known = [r for r in rows if r.get(f"{key}_samples_per_sec")]
+    sizes = sorted({r["infer_img_size"] for r in known})
+    speed = "images/s" if key == "infer" else "images/s of training"
+    if len(sizes) == 1 and all(r.get("paper_top1") for r in known) and known:
+        axes.set_ylabel("top-1 % (the paper's)", fontsize=8)
+        axes.set_xlabel(f"{speed} at {sizes[0]} pixels", fontsize=8)
+        for i, r in enumerate(known):
+            x, y = r[f"{key}_samples_per_sec"], r["paper_top1"]
+            axes.plot([x], [y], "o", color=PALETTE[i % len(PALETTE)], markersize=5)
+            axes.annotate(r["row"], (x, y), xytext=(5, 3), textcoords="offset points", fontsize=_SMALL)
+        axes.margins(x=0.2, y=0.12)
+    elif len(sizes) > 1:
+        axes.set_ylabel(speed, fontsize=8)
+        axes.set_xlabel("side of the image, pixels", fontsize=8)
+        for i, name in enumerate(dict.fromkeys(r["row"] for r in known)):
+            of_one = [r for r in known if r["row"] == name]
+            points = [(r["infer_img_size"], r[f"{key}_samples_per_sec"]) for r in of_one]
+            dashes = ("-", "--", ":")[i // len(PALETTE) % 3]
+            axes.plot(
+                *zip(*points, strict=True), dashes, marker="o", markersize=3, color=PALETTE[i % len(PALETTE)]
+            )
+            axes.annotate(
+                name, points[-1], xytext=(5, 0), textcoords="offset points", fontsize=_SMALL, va="center"
+            )
+        axes.set_yscale("log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.margins(x=0.2)
+    else:
+        axes.set_xlabel(f"{speed} at {', '.join(map(str, sizes))} pixels", fontsize=8)
+        names = [r["row"] for r in known]
+        axes.barh(names, [r[f"{key}_samples_per_sec"] for r in known], color=PALETTE[0])
+        axes.invert_yaxis()
+    axes.tick_params(labelsize=_SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,19 +1,22 @@
 """Speed and memory of networks by VMamba's protocol: one batch on the device, forward passes, networks in turn.
 
-Warm-up passes first, then rounds in which every network runs once, so that what else the machine does meets all of
-them. Names of results are those of timm's benchmark.py.
+Warm-up passes first, one network at a time on the device, which is when memory is measured; then rounds in which every
+network runs once, so that what else the machine does meets all of them. Names of results are those of timm's
+benchmark.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .complexity import activation_memory, complexity
@@ -21,12 +24,13 @@ from .complexity import activation_memory, complexity
 
 @dataclass(kw_only=True)
 class Throughput:
-    """One network.
+    """One network at one size.
 
     infer_batch_size: images of a pass; less than asked for where that did not fit. infer_step_time: median, ms.
-    out_of_memory: batches that did not fit. seconds: of each round.
-    memory: peak MB (2**20 bytes): on a GPU allocated, with the weights of all networks in turn; on a CPU counted,
-        activations alone.
+    infer_spread: least and most images per second of a round. infer_gmacs: of one image. param_count: millions.
+    train_*: the same of a training step: forward, cross entropy and backward, no optimizer.
+    memory, train_memory: peak MB (2**20 bytes): on a GPU allocated, with this network alone; on a CPU counted,
+        activations alone. out_of_memory: batches that did not fit, "train 64" those of training.
     """
 
     model: str
@@ -36,10 +40,16 @@ class Throughput:
     infer_batch_size: int | None = None
     infer_samples_per_sec: float | None = None
     infer_step_time: float | None = None
-    spread: tuple[float, float] | None = None
+    infer_spread: tuple[float, float] | None = None
     memory: float | None = None
-    out_of_memory: list[int] = field(default_factory=list)
+    train_batch_size: int | None = None
+    train_samples_per_sec: float | None = None
+    train_step_time: float | None = None
+    train_spread: tuple[float, float] | None = None
+    train_memory: float | None = None
+    out_of_memory: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list, repr=False)
+    train_seconds: list[float] = field(default_factory=list, repr=False)
 
 
 def estimate(name: str, network: nn.Module, img_size: int, batch_size: int) -> Throughput:
@@ -76,65 +86,153 @@ def check_logits(name: str, network: nn.Module, image: Tensor, *, bound: float) 
 
 
 def throughput(
-    networks: Mapping[str, nn.Module], img_size: int, batch_size: int, *, warmup: int = 50, rounds: int = 30
+    networks: Mapping[str, nn.Module],
+    img_size: int,
+    batch_size: int | Mapping[str, int],
+    *,
+    warmup: int = 50,
+    rounds: int = 30,
+    infer: bool = True,
+    train: bool = False,
+    amp: bool = False,
+    device: torch.device | str = "cpu",
 ) -> list[Throughput]:
-    """Measure networks that are in eval mode on one device, in turn.
+    """Measure networks in eval mode, in turn. They end on the CPU.
+
+    batch_size: of all, or of each. infer, train: what is measured. amp: under autocast, of float16 on a GPU and
+    bfloat16 on a CPU.
 
     A batch that does not fit is halved, down to one image; a network that does not fit then has no speed.
 
     Raises ValueError for networks whose logits are wrong, before anything is timed.
     """
-    device = next(next(iter(networks.values())).parameters()).device
-    images = torch.randn(batch_size, 3, img_size, img_size, device=device)
+    device = torch.device(device)
+    batches = {n: batch_size if isinstance(batch_size, int) else batch_size[n] for n in networks}
+    images = torch.randn(max(batches.values()), 3, img_size, img_size, device=device)
+    results = {name: estimate(name, network, img_size, batches[name]) for name, network in networks.items()}
+    steps: list[tuple[str, Callable[..., float], str, str]] = []
+    if infer:
+        steps.append(("infer", _infer, "seconds", "memory"))
+    if train:
+        steps.append(("train", _train, "train_seconds", "train_memory"))
     for name, network in networks.items():
-        check_logits(name, network, images[:1], bound=1e-3 if device.type == "cpu" else 2e-2)
-    results = {name: estimate(name, network, img_size, batch_size) for name, network in networks.items()}
-    for name, network in networks.items():
-        _warm_up(network, images, warmup, results[name])
+        result = results[name]
+        network.to(device)
+        with _out_of_memory(result, "1 image"):
+            check_logits(name, network, images[:1], bound=1e-3 if device.type == "cpu" else 2e-2)
+        for kind, step, _, memory in steps:
+            fits = None
+            if not result.out_of_memory or result.out_of_memory[-1] != "1 image":
+                fits = _warm_up(network, images[: batches[name]], warmup, result, kind, step, memory, amp)
+            setattr(result, f"{kind}_batch_size", fits)
+        if not infer:
+            result.infer_batch_size, result.memory = None, None
+        network.to("cpu")
+    for network in networks.values():
+        network.to(device)
     for _ in range(rounds):
         for name, network in networks.items():
-            if (fitting := results[name].infer_batch_size) is not None:
-                results[name].seconds.append(_seconds(network, images[:fitting]))
-    for result in results.values():
-        if result.infer_batch_size is not None:
-            rates = [result.infer_batch_size / s for s in result.seconds]
-            result.infer_samples_per_sec = statistics.median(rates)
-            result.spread = (min(rates), max(rates))
-            result.infer_step_time = 1e3 * statistics.median(result.seconds)
+            for kind, step, seconds, _ in steps:
+                if (fits := getattr(results[name], f"{kind}_batch_size")) is not None:
+                    getattr(results[name], seconds).append(step(network, images[:fits], amp))
+    for name, network in networks.items():
+        network.to("cpu")
+        for kind, _, seconds, _ in steps:
+            _summarise(results[name], kind, getattr(results[name], seconds))
     return list(results.values())
 
 
-def _warm_up(network: nn.Module, images: Tensor, passes: int, result: Throughput) -> None:
-    size: int | None = images.shape[0]
+def _summarise(result: Throughput, kind: str, seconds: list[float]) -> None:
+    batch = getattr(result, f"{kind}_batch_size")
+    if batch is None or not seconds:
+        return
+    rates = [batch / s for s in seconds]
+    setattr(result, f"{kind}_samples_per_sec", statistics.median(rates))
+    setattr(result, f"{kind}_spread", (min(rates), max(rates)))
+    setattr(result, f"{kind}_step_time", 1e3 * statistics.median(seconds))
+
+
+@contextlib.contextmanager
+def _out_of_memory(result: Throughput, batch: str) -> Iterator[None]:
+    """Note what does not fit in place of an error. What did fit is given back."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(
+            words in str(error) for words in ("out of memory", "allocate memory")
+        ):
+            raise
+        result.out_of_memory.append(batch)
+    if result.out_of_memory and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _warm_up(
+    network: nn.Module,
+    images: Tensor,
+    passes: int,
+    result: Throughput,
+    kind: str,
+    step: Callable[..., float],
+    memory: str,
+    amp: bool,
+) -> int | None:
+    """The batch that fits, if any; its peak memory is noted."""
+    size = images.shape[0]
     while size:
-        try:
+        failed = len(result.out_of_memory)
+        with _out_of_memory(result, str(size) if kind == "infer" else f"{kind} {size}"):
             for _ in range(passes):
-                _seconds(network, images[:size])
+                step(network, images[:size], amp)
             if images.is_cuda:
                 torch.cuda.reset_peak_memory_stats(images.device)
-                _seconds(network, images[:size])
-                result.memory = torch.cuda.max_memory_allocated(images.device) / 2**20
-            elif result.out_of_memory:
-                result.memory = activation_memory(network, result.infer_img_size, batch_size=size) / 2**20
-            break
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not any(
-                words in str(error) for words in ("out of memory", "allocate memory")
-            ):
-                raise
-            result.out_of_memory.append(size)
-            size //= 2
-    result.infer_batch_size = size or None
-    if not size:
-        result.memory = None
+                step(network, images[:size], amp)
+                setattr(result, memory, torch.cuda.max_memory_allocated(images.device) / 2**20)
+            elif kind == "train":
+                counted = activation_memory(network, images.shape[2], batch_size=size, mode="training")
+                result.train_memory = counted / 2**20
+            elif failed:
+                result.memory = activation_memory(network, images.shape[2], batch_size=size) / 2**20
+        if len(result.out_of_memory) == failed:
+            return size
+        size //= 2
+    setattr(result, memory, None)
+    return None
 
 
-def _seconds(network: nn.Module, images: Tensor) -> float:
+def _infer(network: nn.Module, images: Tensor, amp: bool) -> float:
+    """Seconds of a forward pass."""
+    with _timed(images) as taken, torch.no_grad(), _autocast(images, amp):
+        network(images)
+    return taken[0]
+
+
+def _train(network: nn.Module, images: Tensor, amp: bool) -> float:
+    """Seconds of a forward pass in train mode, cross entropy and a backward pass."""
+    targets = torch.arange(images.shape[0], device=images.device) % 2
+    network.train()
+    with _timed(images) as taken:
+        with _autocast(images, amp):
+            logits = network(images)
+        F.cross_entropy(logits.float(), targets).backward()
+    network.zero_grad(set_to_none=True)
+    network.eval()
+    return taken[0]
+
+
+def _autocast(images: Tensor, amp: bool) -> torch.autocast:
+    half = torch.float16 if images.is_cuda else torch.bfloat16
+    return torch.autocast(images.device.type, half, enabled=amp)
+
+
+@contextlib.contextmanager
+def _timed(images: Tensor) -> Iterator[list[float]]:
+    """The seconds of what is inside, in the list once it has ended."""
+    taken: list[float] = []
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     start = time.perf_counter()
-    with torch.no_grad():
-        network(images)
+    yield taken
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
-    return time.perf_counter() - start
+    taken.append(time.perf_counter() - start)

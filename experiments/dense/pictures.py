@@ -1,4 +1,4 @@
-"""One picture of what a detector finds in some images.
+"""One picture of what a detector or segmentor finds in some images.
 
     python experiments/dense/pictures.py MODEL OUTPUT.jpg IMAGE ...
 
@@ -20,7 +20,8 @@ HEIGHT, COLUMNS, GAP = 300, 4, 6
 def main(model: str, output: str, *images: str) -> None:
     loaded = ganglion.load_model(model)
     drawn = []
-    for file, entry in zip(images, ganglion.predict(loaded, images, threshold=0.5), strict=True):
+    options = {"threshold": 0.5} if loaded.task.name == "detection" else {}
+    for file, entry in zip(images, ganglion.predict(loaded, images, **options), strict=True):
         picture = loaded.task.prediction.draw(Image.open(file), entry)
         drawn.append(picture.resize((round(picture.width * HEIGHT / picture.height), HEIGHT)))
     rows = [drawn[i : i + COLUMNS] for i in range(0, len(drawn), COLUMNS)]

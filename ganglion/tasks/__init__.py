@@ -5,7 +5,8 @@ A task is a folder with three files:
     training.py     TASK and DATA, subclasses of `training.task.Task` and `training.data.TaskData`
     metrics.py      MONITOR, what decides which checkpoint is the best, and labelled(model, request) -> Labelled
     prediction.py   build(description) -> network, predictions(model, images, *, batch_size, ...),
-                    draw(image, entry) -> image, HEADER, lines(entry) -> list of text
+                    draw(image, entry) -> image, HEADER, lines(entry) -> list of text; of detection and segmentation
+                    results(entry) -> COCO's results
 
 Only the first needs Lightning. A folder of somebody else's is a task, too, where the user names it.
 """

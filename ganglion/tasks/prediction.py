@@ -31,7 +31,9 @@ def predict(
     images: one or many of: a path; the bytes of a file, or an open binary file; a Pillow image; a NumPy array (H, W) or
         (H, W, C), or a tensor (C, H, W), of uint8. An array or tensor of one more axis is a batch of them.
     batch_size: images that are computed at a time; not more than these are in memory.
-    options: of the network's task. Of classification `top_k`, the classes of each image (5).
+    options: of the network's task. Of classification `top_k`, the classes of each image (5). Of detection `threshold`,
+        the least score of an object (0.3). Of segmentation `window`, the side of windows in which an image is read as
+        it is.
 
     Returns a dictionary for each image, in their order, of nothing but plain types. Of classification:
 

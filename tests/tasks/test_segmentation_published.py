@@ -14,7 +14,7 @@ from ganglion.data import Batch
 from ganglion.heads import create_segmentor
 from ganglion.heads.weight_names import published_names
 from ganglion.tasks import fit
-from ganglion.tasks.segmentation.metrics import SegmentationMetrics
+from ganglion.tasks.segmentation.metrics import SegmentationMetrics, predicted_labels
 from ganglion.tasks.segmentation.training import Segmentation, SegmentationData
 from ganglion.tasks.segmentation.transforms import distorted
 from ganglion.training.optimization import OptimizerConfig, build_optimizer, build_schedule
@@ -47,6 +47,12 @@ def test_metric_is_mmsegmentations(batches):
     values = metrics.values()
     for name in ("mIoU", "mAcc", "aAcc"):
         assert values[name.lower()] == pytest.approx(100 * expected[name], rel=1e-6)
+
+
+def test_classes_after_resizing_are_those_of_all_resized():
+    logits = torch.randn(37, 9, 7, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(logits[None], (31, 40), mode="bilinear")[0].argmax(0)
+    assert torch.equal(predicted_labels(logits, (31, 40)), expected)
 
 
 class Scripted:

@@ -91,6 +91,14 @@ def test_a_killed_run_resumes_bit_for_bit(options, trained, data, tmp_path, monk
         assert differences(there[part], here[part]) == []
 
 
+def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path, capsys):
+    assert (
+        fit.main(arguments(data, tmp_path / "run", "--optimizer.lr", "1e30", "--trainer.max_epochs", "3"))
+        == 1
+    )
+    assert "loss is" in capsys.readouterr().err
+
+
 def validate(model, data, *more: str) -> int:
     return main(["validate", "--checkpoint", str(model), "--data", str(data), "--workers", "0", *more])
 

@@ -21,6 +21,9 @@ from .augmented import test_time
 from .folders import open_masks
 from .transforms import Resize, collate
 
+#: Classes that are resized at a time.
+_CLASSES = 16
+
 MONITOR: Monitor = ("miou", "max")
 
 
@@ -86,10 +89,19 @@ class SegmentationMetrics:
 
 
 def predicted_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """The class of every pixel (height, width), of logits or probabilities (C, h, w) of any size."""
-    if tuple(logits.shape[1:]) != tuple(size):
-        logits = resize_to(logits[None].float(), size)[0]
-    return logits.argmax(0)
+    """The class of every pixel (height, width), of logits or probabilities (C, h, w) of any size.
+
+    Some classes are resized at a time: all of a large image would take gigabytes."""
+    if tuple(logits.shape[1:]) == tuple(size):
+        return logits.argmax(0)
+    labels = torch.zeros(tuple(size), dtype=torch.int64, device=logits.device)
+    best = torch.full(tuple(size), -torch.inf, device=logits.device)
+    for first in range(0, len(logits), _CLASSES):
+        part = resize_to(logits[None, first : first + _CLASSES].float(), size)[0]
+        value, index = part.max(0)
+        better = value > best
+        labels[better], best[better] = index[better] + first, value[better]
+    return labels
 
 
 def confusion_of(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:

@@ -169,6 +169,20 @@ def test_unknown_names_and_fields():
         create_segmentor("upernet", "test_vmamba", num_classes=0)
 
 
+def test_logits_and_losses_compile_without_breaks():
+    x, labels = torch.randn(2, 3, 64, 72), torch.randint(0, 3, (2, 64, 72))
+    made = create_segmentor("semantic_fpn", "test_vmamba", num_classes=3, channels=8, neck_channels=8).eval()
+    compiled = torch.compile(made, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), made(x), rtol=1e-4, atol=1e-5)
+    made = create_segmentor("upernet", "test_vmamba", num_classes=3, channels=8).eval()
+    found, expected = (
+        torch.compile(made.loss, backend="eager", fullgraph=True)(x, labels),
+        made.loss(x, labels),
+    )
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_export_for_any_batch_and_size(name):

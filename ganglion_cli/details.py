@@ -20,10 +20,12 @@ class Details(Protocol):
     """Made before the evaluation; `finish` is called after it, and before everything else.
 
     SERVES: those of `OPTIONS` that the task has, and the extensions of the files that they name.
+    REFUSES: options of the data that say nothing to the task.
     also: what looks at every batch beside the task's metrics.
     """
 
     SERVES: ClassVar[dict[str, tuple[str, ...]]]
+    REFUSES: ClassVar[tuple[str, ...]]
 
     def __init__(self, loaded: LoadedModel, source: ImageSource): ...
 
@@ -60,9 +62,9 @@ def details_of(task: str) -> type[Details] | None:
 def check(args: argparse.Namespace, loaded: LoadedModel) -> None:
     """Exit with status 2 where an option is given that the network's task does not serve, or not with such a file."""
     details = details_of(loaded.task.name)
-    serves = {} if details is None else details.SERVES
-    for option in OPTIONS:
-        value = getattr(args, option[2:].replace("-", "_"))
+    serves, refuses = ({}, ()) if details is None else (details.SERVES, details.REFUSES)
+    for option in (*OPTIONS, *refuses):
+        value = getattr(args, option[2:].replace("-", "_")) or None
         if value is None or (option == "--plot" and args.sizes):
             continue
         if option not in serves:

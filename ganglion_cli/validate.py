@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _OPTIONS = {
     "data.val_labels": "--labels",
     "data.class_map": "--class-map",
+    "data.class_file": "--class-map",
     "data.reader": "--data-reader",
     "data.workers": "--workers",
     "model.num_classes": "number of classes of the network",
@@ -88,7 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timm's reader of another kind of data, e.g. wds/, hfds/NAME",
     )
     data.add_argument(
-        "--class-map", metavar="FILE", help="names of the classes in the order of the model's outputs"
+        "--class-map",
+        metavar="FILE",
+        help="names of the classes in the order of the model's outputs; of masks, in the order of their labels",
     )
     data.add_argument(
         "--labels",

@@ -146,6 +146,9 @@ def test_validate_in_json_at_several_scales(model, data, capsys):
     with pytest.raises(SystemExit):
         validate(model, data, "--predictions", "r.csv")
     assert "ends in .json" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        validate(model, data, "--labels", "labels.csv")
+    assert stop.value.code == 2 and "segmentation, which has no --labels" in capsys.readouterr().err
 
 
 def test_folders_without_splits_and_files_of_classes(model, data, tmp_path, capsys):

@@ -25,7 +25,7 @@ _LETTERS = 40
 class Answered:
     """`Details` of classification: the confusion of the classes, and the answer for every image."""
 
-    REFUSES: ClassVar = ()
+    REFUSES: ClassVar[tuple[str, ...]] = ()
     SERVES: ClassVar = {"--per-class": (), "--predictions": (), "--plot": (".png", ".svg", ".pdf")}
 
     def __init__(self, loaded: LoadedModel, source: ImageSource):

@@ -26,7 +26,7 @@ _COLUMNS = ("AP", "AP50", "AR")
 class Detected:
     """`Details` of detection: average precision of each class, what objects are taken for, and which are missed."""
 
-    REFUSES: ClassVar = ("--data-reader", "--labels", "--class-map", "--crop-pct")
+    REFUSES: ClassVar[tuple[str, ...]] = ("--data-reader", "--labels", "--class-map", "--crop-pct")
     SERVES: ClassVar = {
         "--per-class": (),
         "--predictions": (".json",),

@@ -25,7 +25,7 @@ _LINES, _IMAGES = 5, 20
 class Segmented:
     """`Details` of segmentation: IoU of each class, what its pixels are taken for, and the worst images."""
 
-    REFUSES: ClassVar = ("--data-reader", "--labels", "--crop-pct")
+    REFUSES: ClassVar[tuple[str, ...]] = ("--data-reader", "--labels", "--crop-pct")
     SERVES: ClassVar = {
         "--per-class": (),
         "--predictions": (".json",),

@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find ganglion -name '*.cpp' -o -name '*.h') \
 	$(shell find ganglion ganglion_cli -type d -not -name __pycache__)
 
-.PHONY: help test demo lint types format clean
+.PHONY: help test demo docs lint types format clean
 .DELETE_ON_ERROR:
 
 # OpenMP threads that spin at barriers are very slow on shared cores.
@@ -17,6 +17,7 @@ export OMP_WAIT_POLICY ?= passive
 help:
 	@echo 'make demo    train a small VMamba on handwritten digits, save, reload, draw, make a page to explore (a few minutes)'
 	@echo 'make test    the test suite, preceded by the model tests of timm on our models'
+	@echo 'make docs    the documentation as a site, in build/site'
 	@echo 'make lint    ruff: rules and format'
 	@echo 'make types   pyright'
 	@echo 'make format  let ruff rewrite the sources'
@@ -37,6 +38,9 @@ test: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(PY) examples/digits.py
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

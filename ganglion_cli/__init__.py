@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import backends, bench, doctor, draw, explore, export, fit, info, predict, validate
+from . import backends, bench, doctor, draw, explore, export, fit, info, networks, predict, validate
 from .common import print_json
 from .options import Parser
 
@@ -22,6 +22,7 @@ VERBS = {
     "validate": validate,
     "predict": predict,
     "info": info,
+    "list": networks,
     "draw": draw,
     "explore": explore,
     "export": export,

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import check_choice
-from ..ops.depthwise import depthwise_conv2d, is_depthwise
 from ..ops.norm_op import norm_map
+from .depthwise import convolve_and_activate, has_hooks
 
 #: Where a module's parameters lie and of what type they are, as torch's own modules take it. None: torch's default.
 Device = torch.device | str | int | None
@@ -125,7 +125,7 @@ def sum_and_norm(
     """
     if not isinstance(norm, (LayerNorm2d, GroupNorm2d)):
         return None
-    if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
+    if has_hooks(norm):
         return None
     both = _normalised(norm, x, branch, scale, shift)
     return None if both is None else (both[1], both[0])
@@ -168,12 +168,27 @@ class Chain(nn.Sequential):
         self._of_tokens = [isinstance(layer, (nn.Linear, nn.GELU)) for layer in self]
 
     def forward(self, x: Tensor) -> Tensor:
+        done = 0
+        if not torch.jit.is_scripting():
+            x, done = self._begin(x)
         for i, layer in enumerate(self):
-            if self._of_tokens[i]:
-                x = to_map(layer(to_tokens(x)), x)
-            else:
-                x = layer(x)
+            if i >= done:
+                if self._of_tokens[i]:
+                    x = to_map(layer(to_tokens(x)), x)
+                else:
+                    x = layer(x)
         return x
+
+    def _begin(self, x: Tensor) -> tuple[Tensor, int]:
+        """A depthwise convolution, its BatchNorm and its activation at the beginning, if they are one pass over memory,
+        and the number of these layers."""
+        first = list(self)[:3]
+        norms = [layer for layer in first[1:2] if type(layer) is nn.BatchNorm2d]
+        n = 2 + len(norms)
+        if len(first) < n:
+            return x, 0
+        y = convolve_and_activate(first[0], first[n - 1], x, *norms)
+        return (x, 0) if y is None else (y, n)
 
     def fuse(self) -> Chain:
         """The same layers for inference, each BatchNorm folded into the layer before it, in float64. A new chain.
@@ -214,83 +229,6 @@ def _with_norm(layer: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
     folded.weight = nn.Parameter(weight.to(layer.weight.dtype))
     folded.bias = nn.Parameter(shift.to(layer.weight.dtype))
     return folded
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise convolution that keeps the size, trained on a CPU with a native kernel."""
-
-    def __init__(
-        self,
-        channels: int,
-        kernel_size: int,
-        *,
-        bias: bool = True,
-        device: Device = None,
-        dtype: DType = None,
-    ):
-        padding = kernel_size // 2
-        super().__init__(
-            channels,
-            channels,
-            kernel_size,
-            padding=padding,
-            groups=channels,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.padding_mode != "zeros":
-            return self._conv_forward(x, self.weight, self.bias)
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # pyright: ignore[reportArgumentType]  numbers, where torch allows words
-
-
-class ResidualDWConv(DepthwiseConv2d):
-    """x + depthwise 3x3 convolution of x."""
-
-    def __init__(self, channels: int, *, device: Device = None, dtype: DType = None):
-        super().__init__(channels, 3, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.padding_mode != "zeros":
-            return x + self._conv_forward(x, self.weight, self.bias)
-        return residual_conv2d(x, self.weight, self.bias, self.padding, self.dilation)  # pyright: ignore[reportArgumentType]  likewise
-
-
-@torch.fx.wrap
-def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """`F.conv2d`, where possible with the native kernel."""
-    if not torch.jit.is_scripting():
-        if is_depthwise(weight, stride, padding, dilation, groups):
-            return depthwise_conv2d(x, weight, bias)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-
-
-@torch.fx.wrap
-def residual_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], dilation: list[int]
-) -> Tensor:
-    """x + depthwise convolution of x by a (C, 1, 3, 3) weight.
-
-    In float32 the sum costs nothing: it is a one in the middle of the kernel. Half precision would round that kernel.
-    """
-    if not torch.jit.is_scripting():
-        kind = x.device.type
-        # Asking other kinds of devices about autocast is an error.
-        known = kind in ("cpu", "cuda", "mps", "xpu")
-        if x.dtype == torch.float32 and known and not torch.is_autocast_enabled(kind):
-            one = F.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
-            return conv2d(x, weight + one, bias, [1, 1], padding, dilation, weight.shape[0])
-    return x + conv2d(x, weight, bias, [1, 1], padding, dilation, weight.shape[0])
 
 
 class ConvNorm(nn.Module):

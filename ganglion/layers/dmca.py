@@ -12,7 +12,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .basic import Chain, DepthwiseConv2d, Device, DType, make_norm, to_map, to_tokens
+from .basic import Chain, Device, DType, make_norm, to_map, to_tokens
+from .depthwise import DepthwiseConv2d, convolve_and_activate
 
 torch.fx.wrap("to_map")
 torch.fx.wrap("to_tokens")
@@ -165,8 +166,14 @@ class Fusion(nn.Sequential):
         B, C, H, W = x.shape
         x = x.reshape(B, C // self.parts, self.parts, H, W).transpose(1, 2).reshape(B, C, H, W)
         # One step a line: a map is given up as soon as the next is there.
-        x = self[0](x)
-        x = to_map(self[1](to_tokens(x)), x)
+        done: Tensor | None = None
+        if not torch.jit.is_scripting():
+            done = convolve_and_activate(self[0], self[1], x)
+        if done is None:
+            x = self[0](x)
+            x = to_map(self[1](to_tokens(x)), x)
+        else:
+            x = done
         x = self[2](x)
         if self.pad > 0:
             # Not a pooling operator, which torch.export ties to sizes.

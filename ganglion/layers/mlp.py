@@ -13,7 +13,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .basic import Device, DType, ResidualDWConv, to_map, to_tokens
+from .basic import Device, DType, to_map, to_tokens
+from .depthwise import ResidualDWConv, convolve_and_activate
 
 torch.fx.wrap("to_map")
 torch.fx.wrap("to_tokens")
@@ -100,6 +101,12 @@ class ConvFFN(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         # One name: a hidden map is given up as soon as the next is there.
         hidden = self.fc1(to_tokens(x))
-        hidden = to_tokens(self.dwconv(to_map(hidden, x)))
-        hidden = self.act(hidden)
+        done: Tensor | None = None
+        if not torch.jit.is_scripting():
+            done = convolve_and_activate(self.dwconv, self.act, to_map(hidden, x))
+        if done is None:
+            hidden = to_tokens(self.dwconv(to_map(hidden, x)))
+            hidden = self.act(hidden)
+        else:
+            hidden = to_tokens(done)
         return to_map(self.fc2(hidden), x)

@@ -14,7 +14,8 @@ from ..config import check_choice
 from ..ops import Route, pattern
 from ..ops.dispatch import check_request
 from ..ops.scan2d_op import scan_tokens
-from .basic import Act, DepthwiseConv2d, Device, DType, make_act, make_norm, to_map, to_tokens
+from .basic import Act, Device, DType, make_act, make_norm, to_map, to_tokens
+from .depthwise import DepthwiseConv2d, convolve_and_activate
 from .mixer import Mixer
 
 torch.fx.wrap("to_map")
@@ -147,8 +148,14 @@ class SS2D(Mixer):
         z: Tensor | None = None
         if self.gate:
             y, z = y.chunk(2, dim=2)
-        y = self.conv(to_map(y, x))
-        y = self.act(to_tokens(y))
+        done: Tensor | None = None
+        if not torch.jit.is_scripting():
+            done = convolve_and_activate(self.conv, self.act, to_map(y, x))
+        if done is None:
+            y = self.conv(to_map(y, x))
+            y = self.act(to_tokens(y))
+        else:
+            y = to_tokens(done)
         height, width = x.shape[2], x.shape[3]
         if self.cascade:
             y = self._cascade_scan(y, height, width)

@@ -16,8 +16,9 @@ from torch import nn
 
 from ..config import check_kernel, check_literals, check_positive
 from ..layers.aggregators import AggregatorName, make_aggregator
-from ..layers.basic import Device, DType, ResidualDWConv, make_norm
+from ..layers.basic import Device, DType, make_norm
 from ..layers.block import Block
+from ..layers.depthwise import ResidualDWConv
 from ..layers.mlp import ConvFFN, Mlp
 from ..layers.ss2d import SS2D, Scan
 from ..layers.stem import conv_stem, make_downsample, patch_stem

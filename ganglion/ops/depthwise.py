@@ -1,7 +1,8 @@
-"""Depthwise convolutions: of channels-last maps, trained on the CPU with a native kernel, and causal ones of sequences.
+"""Depthwise convolutions: of channels-last maps, with native kernels on the CPU, and causal ones of sequences.
 
-The kernel computes the gradient of the weight, for which PyTorch takes ten times as long as for the convolution. All
-else is a convolution of PyTorch's: also the gradient of the map, with the kernel turned around.
+At inference a kernel computes the convolution and all that follows it, bias, residual and activation, in one pass over
+memory. In training one computes the gradient of the weight, for which PyTorch takes ten times as long as for the
+convolution; the rest is a convolution of PyTorch's: also the gradient of the map, with the kernel turned around.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from ..errors import unknown
 from . import cpu
-from .operator import untransformed
+from .operator import untransformed, wants_grad
+
+_LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
+_ACTIVATED = {"none": lambda y: y, "silu": F.silu, "gelu": F.gelu}
 
 #: Taps of `causal_conv1d` and its activations.
 _WIDTHS = (2, 3, 4)
@@ -26,12 +30,106 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     """Depthwise convolution with stride 1 and the zero padding that keeps the size: `F.conv2d`, with faster gradients.
 
     x: (B, C, H, W); weight: (C, 1, K, K), K odd; bias: (C,) or None. Gradients of every order and errors are those of
-    `F.conv2d`; gradients are faster in the cases that `uses_kernel` names.
+    `F.conv2d`; gradients are faster in the cases that `uses_kernel` names, and the
+    convolution itself in those of `depthwise_inference`.
     """
+    y = depthwise_inference(x, weight, bias)
+    if y is not None:
+        return y
     if uses_kernel(x, weight, bias):
         conv: Any = _DepthwiseConv2d
         return conv.apply(x, weight, bias)
     return _conv2d(x, weight, bias)
+
+
+def depthwise_inference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int = 1,
+    residual: bool = False,
+    activation: str = "none",
+) -> Tensor | None:
+    """activation(depthwise convolution of x + bias + x), the last term with `residual`, as one operator.
+
+    None where PyTorch's own operations serve: where a gradient will be needed, something records or transforms the
+    operations, or the kernel does not have the case. It has maps (B, C, H, W) on the CPU in channels-last memory, of
+    float32, bfloat16 and float16, with a weight (C, 1, K, K) of that dtype, K of 3, 5, 7 or 9, and the padding K // 2.
+
+    activation: "none", "silu" or "gelu". residual: only with stride 1. Inside, everything is float32.
+    """
+    tensors = [t for t in (x, weight, bias) if t is not None]
+    if (
+        not isinstance(x, Tensor)
+        or x.device.type != "cpu"
+        or wants_grad(*tensors)
+        or not _is_plain(*tensors)
+        or x.dtype not in _INFERRED
+        or any(t.dtype != x.dtype or t.device != x.device for t in tensors)
+        or x.dim() != 4
+        or x.numel() == 0
+        or not x.is_contiguous(memory_format=torch.channels_last)
+        or (size := weight.shape[-1]) not in cpu.depthwise.FORWARD_SIZES
+        or weight.shape != (x.shape[1], 1, size, size)
+        or cpu.unavailable() is not None
+    ):
+        return None
+    return torch.ops.ganglion.depthwise(x, weight, bias, stride, residual, activation)
+
+
+_INFERRED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _kernel(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, residual: bool, activation: str
+) -> Tensor:
+    form = torch.channels_last
+    if x.device.type != "cpu" or x.dtype not in _INFERRED or cpu.unavailable() is not None:
+        return _plain(x, weight, bias, stride, residual, activation).contiguous(memory_format=form)
+    x = x.contiguous(memory_format=form)
+    return cpu.depthwise.forward(x, weight, bias, stride=stride, residual=residual, activation=activation)
+
+
+def _plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, residual: bool, activation: str
+) -> Tensor:
+    y = F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=weight.shape[0])
+    return _ACTIVATED[activation](x + y if residual else y)
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, residual: bool, activation: str
+) -> Tensor:
+    size = weight.shape[-1]
+    rows, cols = ((side + size // 2 * 2 - size) // stride + 1 for side in x.shape[2:])
+    return x.new_empty((x.shape[0], rows, cols, x.shape[1])).permute(0, 3, 1, 2)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.rest = inputs[3:]
+
+
+def _gradient(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    given = [t for t in tensors if t is not None]
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _plain(x, weight, bias, *ctx.rest)
+
+    _, pull, *_ = torch.func.vjp(plain, *given)
+    found = pull(grad_y)
+    return (*found, *[None] * (6 - len(found)))
+
+
+_LIBRARY.define(
+    "depthwise(Tensor x, Tensor weight, Tensor? bias, int stride, bool residual, str activation) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIBRARY.impl("depthwise", _kernel, "CompositeExplicitAutograd")
+torch.library.register_fake("ganglion::depthwise", _fake, lib=_LIBRARY)
+torch.library.register_autograd("ganglion::depthwise", _gradient, setup_context=_keep, lib=_LIBRARY)
 
 
 def causal_conv1d(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from ganglion.layers import basic
+from ganglion.layers import depthwise as depthwise_layers
 from ganglion.ops import cpu, depthwise
 from ganglion.ops.depthwise import depthwise_conv2d, is_depthwise, uses_kernel
 from tests.tolerances import assert_close
@@ -315,7 +315,7 @@ def test_other_convolutions_are_those_of_pytorch(arguments, calls):
     inner, outer, kernel_size, stride, padding, groups = arguments
     layer = nn.Conv2d(inner, outer, kernel_size, stride=stride, padding=padding, groups=groups)
     x = normal(2, inner, 6, 6)
-    y = basic.conv2d(x, layer.weight, layer.bias, [stride] * 2, [padding] * 2, [1, 1], groups)
+    y = depthwise_layers.conv2d(x, layer.weight, layer.bias, [stride] * 2, [padding] * 2, [1, 1], groups)
     y.sum().backward()
     assert calls == []
     assert torch.equal(y, F.conv2d(x, layer.weight, layer.bias, stride, padding, groups=groups))

@@ -1,4 +1,4 @@
-"""The gradient of a depthwise convolution's weight by the native library."""
+"""Depthwise convolutions by the native library: with all that follows them, and the gradient of the weight."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ...errors import unknown
-from .library import Depthwise, loaded
+from .library import ACTIVATIONS, ELEMENTS, Convolution, Depthwise, loaded
 
 #: Kernel sizes that were compiled in.
 KERNEL_SIZES = (1, 3, 5, 7, 9)
+FORWARD_SIZES = (3, 5, 7, 9)
 
 
 def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
@@ -51,3 +52,45 @@ def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
     call.workspace = workspace.data_ptr()
     library.ganglion_depthwise_grad_weight(isa, ctypes.byref(call))
     return grad
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, residual: bool, activation: str
+) -> Tensor:
+    """activation(depthwise convolution of x + bias + x), the last term with `residual`, in one pass over memory.
+
+    x: (B, C, H, W) in channels-last memory, float32, bfloat16 or float16, not empty. weight: (C, 1, K, K), K one of
+    `FORWARD_SIZES`; bias: (C,) or None; of any floating dtypes: everything is computed in float32. The padding is
+    K // 2.
+    activation: one of `library.ACTIVATIONS`. Returns a map in x's dtype and in channels-last memory.
+
+    Raises RuntimeError if the backend is unavailable. The rest is the caller's to check.
+    """
+    library, isa = loaded()
+    batch, channels, height, width = x.shape
+    kernel, padding = weight.shape[-1], weight.shape[-1] // 2
+    weight = weight.float().contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    rows, cols = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+    y = x.new_empty((batch, rows, cols, channels)).permute(0, 3, 1, 2)
+    call = Convolution(
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        residual=residual,
+        activation=ACTIVATIONS[activation],
+        element=ELEMENTS[x.dtype],
+        threads=torch.get_num_threads() if library.ganglion_scan_threaded() else 1,
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        y=y.data_ptr(),
+    )
+    workspace = x.new_empty(library.ganglion_convolution_workspace(ctypes.byref(call)), dtype=torch.float32)
+    call.workspace = workspace.data_ptr()
+    library.ganglion_convolution_forward(isa, ctypes.byref(call))
+    return y

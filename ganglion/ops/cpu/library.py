@@ -14,6 +14,8 @@ from ...errors import unknown
 
 #: `ElementType` of src/elements.h.
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+#: `Activation` of src/activation.h.
+ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2}
 
 ISA_ENV = "GANGLION_CPU_ISA"
 
@@ -79,10 +81,21 @@ class Depthwise(ctypes.Structure):
     ]
 
 
+class Convolution(ctypes.Structure):
+    """`Convolution` of src/convolution.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("kernel", "stride", "padding")),
+        *((name, ctypes.c_int64) for name in ("residual", "activation", "element", "threads")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "workspace", "y")),
+    ]
+
+
 #: The operators and what their functions take.
-_CALLS = {"scan": Scan, "selective_scan": SelectiveScan, "depthwise": Depthwise}
+_CALLS = {"scan": Scan, "selective_scan": SelectiveScan, "depthwise": Depthwise, "convolution": Convolution}
 _KERNELS = ("scan_forward", "scan_backward", "selective_scan_forward", "selective_scan_backward")
-_KERNELS += ("depthwise_grad_weight",)
+_KERNELS += ("depthwise_grad_weight", "convolution_forward")
 
 
 def unavailable() -> str | None:

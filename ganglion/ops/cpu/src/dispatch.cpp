@@ -1,5 +1,6 @@
 // The C interface: the instruction sets that were compiled in and run here, and the kernels of each.
 
+#include "convolution.h"
 #include "depthwise.h"
 #include "elements.h"
 #include "scan.h"
@@ -88,15 +89,16 @@ struct Variant {
     const Kernels* kernels;
     const SelectiveScanKernels* selective_scan;
     DepthwiseKernel* depthwise;
+    ConvolutionKernel* convolution;
 };
 
 // From fast to slow.
 constexpr Variant variants[] = {
 #if defined(SCAN_X86)
-    {"avx512", Level::AVX512, &kernels_avx512, &selective_scan_avx512, depthwise_avx512},
-    {"avx2", Level::AVX2, &kernels_avx2, &selective_scan_avx2, depthwise_avx2},
+    {"avx512", Level::AVX512, &kernels_avx512, &selective_scan_avx512, depthwise_avx512, convolution_avx512},
+    {"avx2", Level::AVX2, &kernels_avx2, &selective_scan_avx2, depthwise_avx2, convolution_avx2},
 #endif
-    {"baseline", Level::BASELINE, &kernels_baseline, &selective_scan_baseline, depthwise_baseline},
+    {"baseline", Level::BASELINE, &kernels_baseline, &selective_scan_baseline, depthwise_baseline, convolution_baseline},
 };
 constexpr int32_t variant_count = sizeof variants / sizeof *variants;
 
@@ -157,3 +159,14 @@ EXPORT int64_t ganglion_depthwise_size() { return sizeof(Depthwise); }
 EXPORT int64_t ganglion_depthwise_workspace(const Depthwise* call) { return call->workspace_size(); }
 
 EXPORT void ganglion_depthwise_grad_weight(int32_t index, const Depthwise* call) { variants[index].depthwise(*call); }
+
+EXPORT int64_t ganglion_convolution_size() { return sizeof(Convolution); }
+
+// Floats that `workspace` must have.
+EXPORT int64_t ganglion_convolution_workspace(const Convolution* call) { return call->workspace_size(); }
+
+EXPORT void ganglion_convolution_forward(int32_t index, const Convolution* call) {
+    const int64_t outputs = call->batch * call->out_height() * call->out_width() * call->channels;
+    prefer_huge_pages(call->y, outputs * (call->element == FLOAT32 ? 4 : 2));
+    variants[index].convolution(*call);
+}

@@ -43,17 +43,17 @@ inline uint16_t to_float16(float value) {
     return (uint16_t)(sign | (magnitude >= 0x477ff000 ? special : finite));
 }
 
-inline float same(float a) { return a; }
-
-// Calls `work(data, decode, encode)` with a tensor of an ElementType as an array of its elements.
+// Calls `work(data, decode, encode)` with a tensor of an ElementType as an array of its elements. Lambdas, as compilers
+// call what functions point to and vectorise no loop around a call.
 template <class Work>
 SCAN_INLINE void with_elements(int64_t element, const void* tensor, Work work) {
+    const auto same = [](float a) { return a; };
     if (element == FLOAT32)
         work((float*)tensor, same, same);
     else if (element == BFLOAT16)
-        work((uint16_t*)tensor, from_bfloat16, to_bfloat16);
+        work((uint16_t*)tensor, [](uint16_t a) { return from_bfloat16(a); }, [](float a) { return to_bfloat16(a); });
     else
-        work((uint16_t*)tensor, from_float16, to_float16);
+        work((uint16_t*)tensor, [](uint16_t a) { return from_float16(a); }, [](float a) { return to_float16(a); });
 }
 
 }  // namespace

@@ -11,12 +11,14 @@ import hashlib
 import os
 import pickle
 import re
+import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -35,6 +37,9 @@ _BYSTANDERS = (
     "numpy.ndarray",
     "numpy.dtype",
 )
+
+#: Seconds without a byte after which a download counts as failed.
+STALLED = 60.0
 
 _EXPECTED = "Expected a .safetensors file or one written by torch.save."
 
@@ -109,12 +114,44 @@ def _download(url: str, sha256: str | None) -> Path:
         if expected is not None:
             _check_sha256(path, expected)
         return path
+    hint = f". Put the file there by hand: {path}"
+    if offline():
+        raise CheckpointError(f"GANGLION_OFFLINE is set: {url!r} is not downloaded{hint}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(before or STALLED)
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: another hash
-        raise CheckpointError(f"cannot download {url!r}: {error}") from error
+        raise CheckpointError(f"cannot download {url!r}: {error}{hint}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+    if (damage := _damage(path)) is not None:
+        path.unlink()
+        raise CheckpointError(f"what came from {url!r} is damaged and was removed: {damage}. Try again{hint}")
     return path
+
+
+def offline() -> bool:
+    """Whether the environment forbids the network, by GANGLION_OFFLINE."""
+    return os.environ.get("GANGLION_OFFLINE", "0") not in ("", "0")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file that has just come: a connection may end early without an error."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(b"PK"):
+        return find_damage(path)
+    if not head:
+        return "it is empty"
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, "pt"):
+                return None
+        except (OSError, safetensors.SafetensorError) as error:
+            return str(error)
+    return None
 
 
 def _check_sha256(path: Path, expected: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import timm
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from ..errors import unknown
 from ..models import Backbone, CheckpointError, load_checkpoint, read_weights
-from ..models.weight_files import check_regular
+from ..models.weight_files import check_regular, offline
 from . import DEFAULT, TASKS, TaskFolder, find_task
 from .saved_config import check_training, is_model, read_config
 
@@ -190,6 +191,8 @@ def _published(model: str) -> LoadedModel:
     try:
         cfg = timm.get_pretrained_cfg(model)
         known = cfg is not None and cfg.has_weights
+        if known and offline() and not (os.environ.get("HF_HUB_OFFLINE") and not cfg.url):
+            _check_cached(model, cfg.url or "")
         network = timm.create_model(model, pretrained=True) if known else None
     except Exception as error:  # files, archives, names, servers go wrong in their own ways
         raise CheckpointError(
@@ -198,6 +201,16 @@ def _published(model: str) -> LoadedModel:
     if network is None:
         raise CheckpointError(f"no published weights of {model} are known: expected a checkpoint")
     return _loaded(network, "its published weights")
+
+
+def _check_cached(model: str, url: str) -> None:
+    """Raise CheckpointError unless the file lies where timm would keep it."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not url or not path.is_file():
+        where = (
+            f" Put {url} there by hand: {path}" if url else " HF_HUB_OFFLINE=1 looks in Hugging Face's cache."
+        )
+        raise CheckpointError(f"GANGLION_OFFLINE is set: the weights of {model} are not downloaded.{where}")
 
 
 def _exported(source: str) -> Path | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import http.server
 import io
 import os
 import pickle
 import socket
 import sys
+import threading
+import time
 import types
 import zipfile
 from collections import Counter
@@ -20,7 +23,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from ganglion.models import CheckpointError, load_checkpoint, read_weights
+import ganglion
+from ganglion.models import CheckpointError, load_checkpoint, read_weights, weight_files
 from tests.models.refusals import assert_refused
 
 
@@ -200,6 +204,67 @@ def release(published, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "urlopen", urlopen)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return types.SimpleNamespace(requests=requests, sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_offline_nothing_is_asked_for(model, published, release, tmp_path, monkeypatch):
+    url = "https://example.org/a/model.pth"
+    monkeypatch.setenv("GANGLION_OFFLINE", "1")
+    assert_refused(model, url, "GANGLION_OFFLINE", "Put the file there by hand")
+    assert release.requests == []
+    monkeypatch.delenv("GANGLION_OFFLINE")
+    load_checkpoint(model, url)
+    monkeypatch.setenv("GANGLION_OFFLINE", "1")
+    load_checkpoint(model, url)  # from where it is kept
+    with pytest.raises(
+        CheckpointError, match="GANGLION_OFFLINE is set: the weights of vmamba_tiny_s1l8.*by hand"
+    ):
+        ganglion.load_model("vmamba_tiny_s1l8")
+
+
+def served(handler):
+    """A server on this machine, and the address of a file of it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}/model.pth"
+
+
+@pytest.mark.parametrize("fault", ["truncated", "corrupted", "stalled", "absent"])
+def test_a_server_that_fails(published, tmp_path, monkeypatch, fault):
+    """Nothing is kept that is not whole; a second try, of a server that has come to itself, succeeds."""
+    torch.save({"model": published}, tmp_path / "release")
+    whole, faults = (tmp_path / "release").read_bytes(), [fault]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            now = faults.pop() if faults else ""
+            if now == "absent":
+                self.send_error(404)
+                return
+            data = bytearray(whole)
+            if now == "corrupted":
+                data[len(data) // 2] ^= 255
+            self.send_response(200)
+            self.send_header("Connection", "close")
+            if now != "truncated":
+                self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 3] if now in ("truncated", "stalled") else data)
+            if now == "stalled":
+                time.sleep(1.5)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(weight_files, "STALLED", 0.3)
+    server, url = served(Handler)
+    try:
+        with pytest.raises(CheckpointError, match=r"Put the file there by hand: .*model\.pth"):
+            weight_files._download(url, None)
+        assert not [p for p in (tmp_path / "hub").rglob("*") if p.is_file()]
+        assert weight_files._download(url, None).read_bytes() == whole
+    finally:
+        server.shutdown()
 
 
 def test_download_is_checked_and_kept(model, published, release, tmp_path):

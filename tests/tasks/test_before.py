@@ -25,7 +25,7 @@ CHECKPOINT = "run/checkpoints/step-00000005.ckpt"
 @pytest.fixture
 def there(tmp_path, monkeypatch):
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)  # written by us
     write_data(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path

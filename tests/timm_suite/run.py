@@ -16,6 +16,9 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+#: Python before 3.11.4 has no filters.
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build"
 FILES = ("pyproject.toml", "tests/__init__.py", "tests/test_models.py")
@@ -38,7 +41,7 @@ def fetch(release: str) -> Path:
             )
         with tarfile.open(next(Path(scratch).glob("timm-*.tar.gz"))) as archive:
             for name in FILES:
-                archive.extract(f"{release}/{name}", scratch, filter="data")
+                archive.extract(f"{release}/{name}", scratch, **SAFELY)
         (Path(scratch) / release).rename(folder)
     return folder
 

@@ -216,7 +216,7 @@ def test_offline_nothing_is_asked_for(model, published, release, tmp_path, monke
     monkeypatch.setenv("GANGLION_OFFLINE", "1")
     load_checkpoint(model, url)  # from where it is kept
     with pytest.raises(
-        CheckpointError, match="GANGLION_OFFLINE is set: the weights of vmamba_tiny_s1l8.*by hand"
+        CheckpointError, match=r"GANGLION_OFFLINE is set: the weights of vmamba_tiny_s1l8.*by hand"
     ):
         ganglion.load_model("vmamba_tiny_s1l8")
 

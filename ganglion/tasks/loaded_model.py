@@ -191,8 +191,8 @@ def _published(model: str) -> LoadedModel:
     try:
         cfg = timm.get_pretrained_cfg(model)
         known = cfg is not None and cfg.has_weights
-        if known and offline() and not (os.environ.get("HF_HUB_OFFLINE") and not cfg.url):
-            _check_cached(model, cfg.url or "")
+        if cfg is not None and known and offline() and (cfg.url or not os.environ.get("HF_HUB_OFFLINE")):
+            _check_cached(model, str(cfg.url or ""))
         network = timm.create_model(model, pretrained=True) if known else None
     except Exception as error:  # files, archives, names, servers go wrong in their own ways
         raise CheckpointError(

@@ -59,6 +59,12 @@ def _add_norm_flop(*args, out_shape=None, **kwargs) -> int:
     return 0
 
 
+@register_flop_formula(torch.ops.ganglion.depthwise)
+def _depthwise_flop(x, weight, *args, out_shape=None, **kwargs) -> int:
+    """As of the convolution that it is; bias, residual and activation are not counted there either."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
 def _norm(weight_index: int, plain: int, affine: int) -> Callable[..., int]:
     def count(args: tuple, out: Any) -> int:
         weight = args[weight_index] if len(args) > weight_index else None

@@ -196,6 +196,20 @@ def test_pytorchs_own_counter_sees_the_scan_forward_and_backward():
     assert counter.get_total_flops() == 4 * macs
 
 
+@torch.no_grad()
+def test_depthwise_convolutions_count_as_pytorchs():
+    x, weight = (
+        torch.empty(2, 5, 4, 8, device="meta").permute(0, 3, 1, 2),
+        torch.empty(8, 1, 3, 3, device="meta"),
+    )
+    for stride in (1, 2):
+        with FlopCounterMode(display=False) as ours:
+            torch.ops.ganglion.depthwise(x, weight, None, stride, False, "gelu")
+        with FlopCounterMode(display=False) as theirs:
+            torch.nn.functional.conv2d(x, weight, None, stride, 1, groups=8)
+        assert ours.get_total_flops() == theirs.get_total_flops() > 0
+
+
 def test_selective_scan_in_pytorchs_own_counter():
     u, delta = (torch.empty(2, 6, 11, device="meta", requires_grad=True) for _ in range(2))
     A = torch.empty(6, 4, device="meta", requires_grad=True)

@@ -72,6 +72,26 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The size of the images, and random weights in place of trained ones: see `open_source` and `check_size`."""
+    parser.add_argument(
+        "--size",
+        type=pixels,
+        nargs="+",
+        metavar="N",
+        help="side, or height and width, of the images (the network's)",
+    )
+    parser.add_argument("--untrained", action="store_true", help="weights as initialised from --seed")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of untrained weights (0)")
+
+
+def check_size(args: argparse.Namespace) -> tuple[int, int] | None:
+    """Height and width of --size, None without. Exits with status 2 for more than two numbers."""
+    if args.size is not None and len(args.size) > 2:
+        args.parser.error(f"--size {' '.join(map(str, args.size))}: expected one or two numbers")
+    return None if args.size is None else (args.size[0], args.size[-1])
+
+
 def add_overwrite(group: argparse._ActionsContainer) -> None:
     """The leave to write over files."""
     group.add_argument("--overwrite", action="store_true", help="write over files that are there already")

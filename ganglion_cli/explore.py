@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from .common import check_writable, fail, natural, open_source, pick_device, pixels
+from .common import add_source_arguments, check_size, check_writable, fail, open_source, pick_device
 from .options import say_loading
 
 _EXAMPLES = """\
@@ -34,18 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="may be given several times",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the page (.html)")
-    parser.add_argument(
-        "--size",
-        type=pixels,
-        nargs="+",
-        metavar="N",
-        help="side, or height and width, of the images (the network's)",
-    )
+    add_source_arguments(parser)
     parser.add_argument(
         "--no-fields", action="store_true", help="without receptive fields, which take most of the time"
     )
-    parser.add_argument("--untrained", action="store_true", help="weights as initialised from --seed")
-    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of untrained weights (0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     parser.add_argument(
         "--overwrite",
@@ -65,10 +57,14 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args, "--output")
     model = open_source(args, args.model)
     model.network.to(pick_device(args))
-    size = None if args.size is None else (args.size[0], args.size[-1])
     try:
         make_page(
-            args.output, model, args.images, size=size, fields=not args.no_fields, overwrite=args.overwrite
+            args.output,
+            model,
+            args.images,
+            size=check_size(args),
+            fields=not args.no_fields,
+            overwrite=args.overwrite,
         )
     except (ValueError, TypeError, OSError) as error:
         fail(args, error)
@@ -80,8 +76,7 @@ def _check(args: argparse.Namespace) -> None:
     """Exit with status 2, before anything is loaded, for what cannot be."""
     if args.output.suffix.lower() not in (".html", ".htm"):
         args.parser.error(f"--output {args.output}: expected a name that ends in .html")
-    if args.size is not None and len(args.size) > 2:
-        args.parser.error(f"--size {' '.join(map(str, args.size))}: expected one or two numbers")
+    check_size(args)
     for image in args.images:
         if not os.path.lexists(image):
             args.parser.error(f"--image {image}: there is no such file")

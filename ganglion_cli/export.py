@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .common import fail, natural, open_source, pixels, print_json, print_table
+from .common import add_source_arguments, check_size, fail, open_source, print_json, print_table
 from .options import say_loading
 
 _EXAMPLES = """\
@@ -38,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", metavar="NAME", help="where the suffix does not say it: aoti, a compiled .pt2"
     )
-    parser.add_argument(
-        "--size",
-        type=pixels,
-        nargs="+",
-        metavar="N",
-        help="side, or height and width, of the images (the network's)",
-    )
+    add_source_arguments(parser)
     parser.add_argument(
         "--dynamic",
         default="",
@@ -58,8 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loop-free", action="store_true", help="ONNX without Scan, for runtimes that lack it"
     )
-    parser.add_argument("--untrained", action="store_true", help="weights as initialised from --seed")
-    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of untrained weights (0)")
     parser.add_argument(
         "--task", metavar="FOLDER", help="a task of your own that SOURCE is of; its code runs"
     )
@@ -72,18 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.size is not None and len(args.size) > 2:
-        args.parser.error(f"--size {' '.join(map(str, args.size))}: expected one side, or height and width")
+    size = check_size(args)
     say_loading("PyTorch and timm")
     from ganglion.export import ExportError, export_model
 
     loaded = open_source(args, args.source)
-    size = loaded.data_config["input_size"][1:] if args.size is None else (args.size[0], args.size[-1])
     try:
         report = export_model(
             loaded,
             args.output,
-            size=size,
+            size=size or loaded.data_config["input_size"][1:],
             features=args.features,
             dynamic=tuple(name for name in args.dynamic.split(",") if name),
             format=args.format,

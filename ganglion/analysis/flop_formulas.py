@@ -60,7 +60,7 @@ def _add_norm_flop(*args, out_shape=None, **kwargs) -> int:
 
 
 @register_flop_formula(torch.ops.ganglion.depthwise)
-def _depthwise_flop(x, weight, *args, out_shape=None, **kwargs) -> int:
+def _depthwise_flop(x, weight, *args, out_shape: tuple[int, ...], **kwargs) -> int:
     """As of the convolution that it is; bias, residual and activation are not counted there either."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import ganglion
 from ganglion.export import ExportError
 from ganglion.export import model as module
 from ganglion.export.program import trace
-from ganglion_cli import main
+from ganglion_cli import _parser, main
 
 pytest.importorskip("onnxscript", reason="NOT TESTED: onnxscript is not installed (ganglion[export])")
 runtime = pytest.importorskip(
@@ -73,6 +75,49 @@ def test_a_program_that_needs_torch_alone(network, tmp_path):
     assert report["passed"] and report["max_relative_error"] < 1e-6
     program = torch.export.load(tmp_path / "net.pt2")
     assert "ganglion" not in str(program.graph)
+
+
+class Translated(torch.nn.Module):
+    """The operators that are translated here, since torch.onnx ties them to the size that was traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = torch.nn.Conv2d(3, 4, 1), torch.nn.AdaptiveAvgPool2d((3, 6))
+
+    def forward(self, x):
+        x = self.conv(x)
+        shifts = (x.shape[2] // 2, -(x.shape[3] // 3))
+        return {"rolled": torch.roll(x, shifts, (2, 3)), "pooled": self.pool(x), "mean": x.mean((2, 3))}
+
+
+def test_operators_of_dynamic_sizes(tmp_path):
+    """The proof runs them at three sizes, which 3 and 6 divide in different ways."""
+    report = ganglion.export_model(
+        Translated(), tmp_path / "ops.onnx", size=(40, 50), dynamic=("batch", "size")
+    )
+    assert report["outputs"] == ["rolled", "pooled", "mean"] and report["max_relative_error"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("create", "name", "backbone", "outputs"),
+    [
+        (ganglion.create_detector, "mask_rcnn", "test_sparx_mamba", 15),
+        (ganglion.create_segmentor, "upernet", "test_sparx_swin", 1),
+    ],
+)
+def test_detectors_and_segmentors(create, name, backbone, outputs, tmp_path):
+    model = create(name, backbone, num_classes=3, channels=16)
+    report = ganglion.export_model(model, tmp_path / "dense.onnx", size=64)
+    assert report["passed"] and len(report["outputs"]) == outputs
+
+
+def test_the_code_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    exec(re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1], {})
+    assert capsys.readouterr().out.endswith("['logits']\n")
+    for line in re.findall(r"^ganglion (export .+)$", text, re.M):
+        assert _parser().parse_args(line.split()).output is not None, line
 
 
 def test_pairs_of_layout_changes_are_taken_out(network, monkeypatch):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from .runs import ROOT, arguments, differences, read_last, write_data
+from .processes import losses_of
+from .runs import arguments, differences, read_last, write_data
 
 #: The sums over two halves of a batch are added in another order than those over the whole.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
@@ -37,25 +34,7 @@ def train(
         "ema__decay": 0,
     } | options
     argv = arguments(data, folder / "run", **chosen)
-    worker = [
-        str(Path(__file__).with_name("distributed_worker.py")),
-        str(folder / "losses"),
-        str(crash_at),
-        *argv,
-    ]
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        f"--nproc-per-node={processes}",
-        "--master-port=0",
-        "--standalone",
-    ]
-    command = [sys.executable, *(launcher if processes > 1 else []), *worker]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=280
-    )
-    assert (done.returncode == 0) == (crash_at < 0), done.stdout + done.stderr
-    losses = [json.loads((folder / f"losses.{rank}.json").read_text()) for rank in range(processes)]
+    losses = losses_of(folder, argv, processes=processes, crash_at=crash_at)
     return [sum(step) / processes for step in zip(*losses, strict=True)]
 
 

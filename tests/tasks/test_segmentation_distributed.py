@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -16,7 +13,8 @@ from ganglion.data import Batch
 from ganglion.tasks.segmentation.metrics import SegmentationMetrics
 
 from . import segmentation_data
-from .runs import ROOT, differences, read_last
+from .processes import losses_of
+from .runs import differences, read_last
 
 
 def measured(indices) -> SegmentationMetrics:
@@ -47,21 +45,11 @@ def test_metrics_of_two_processes_are_those_of_one(tmp_path):
 
 def train(folder: Path, data: Path, crash_at: int = -1) -> list[list[float]]:
     """The loss of every step of each of two processes, up to the step in which both die."""
-    folder.mkdir(exist_ok=True)
     argv = segmentation_data.arguments(
         data, folder / "run", "--data.batch_size", "1", "--trainer.devices", "2", "--ema.decay", "0"
     )
     argv[:2] = ["--task=segmentation"]
-    worker = [str(Path(__file__).with_name("distributed_worker.py")), str(folder / "losses"), str(crash_at)]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone",
-        *worker, *argv,
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=280
-    )
-    assert (done.returncode == 0) == (crash_at < 0), done.stdout + done.stderr
-    return [json.loads((folder / f"losses.{rank}.json").read_text()) for rank in range(2)]
+    return losses_of(folder, argv, crash_at=crash_at)
 
 
 def test_two_processes_resume_bit_for_bit(tmp_path):

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..errors import unknown
 from . import cpu
-from .operator import untransformed, wants_grad
+from .operator import below_autograd, define, untransformed, wants_grad
 
-_LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
 _ACTIVATED = {"none": lambda y: y, "silu": F.silu, "gelu": F.gelu}
 
 #: Taps of `causal_conv1d` and its activations.
@@ -75,7 +74,8 @@ def depthwise_inference(
         or cpu.unavailable() is not None
     ):
         return None
-    return torch.ops.ganglion.depthwise(x, weight, bias, stride, residual, activation)
+    with below_autograd():  # whose part of the operator takes as long as the kernel, for a small map
+        return torch.ops.ganglion.depthwise(x, weight, bias, stride, residual, activation)
 
 
 _INFERRED = (torch.float32, torch.bfloat16, torch.float16)
@@ -106,30 +106,15 @@ def _fake(
     return x.new_empty((x.shape[0], rows, cols, x.shape[1])).permute(0, 3, 1, 2)
 
 
-def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.rest = inputs[3:]
-
-
-def _gradient(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    given = [t for t in tensors if t is not None]
-
-    def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return _plain(x, weight, bias, *ctx.rest)
-
-    _, pull, *_ = torch.func.vjp(plain, *given)
-    found = pull(grad_y)
-    return (*found, *[None] * (6 - len(found)))
-
-
-_LIBRARY.define(
-    "depthwise(Tensor x, Tensor weight, Tensor? bias, int stride, bool residual, str activation) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+define(
+    "depthwise",
+    "(Tensor x, Tensor weight, Tensor? bias, int stride, bool residual, str activation) -> Tensor",
+    tensors=3,
+    kernel=_kernel,
+    fake=_fake,
+    plain=_plain,
+    per_image=lambda axes: [0],
 )
-_LIBRARY.impl("depthwise", _kernel, "CompositeExplicitAutograd")
-torch.library.register_fake("ganglion::depthwise", _fake, lib=_LIBRARY)
-torch.library.register_autograd("ganglion::depthwise", _gradient, setup_context=_keep, lib=_LIBRARY)
 
 
 def causal_conv1d(

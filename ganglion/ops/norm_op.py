@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import check_request, choose
-from .operator import is_bare, untransformed, wants_grad
+from .operator import define, is_bare, untransformed, wants_grad
 from .torch import add_norm as plain
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
 #: Where kernels are faster than PyTorch's.
 _DEVICES = ("cuda", "xpu")
 
@@ -355,20 +354,18 @@ def _fake_backward(
     return _like(total, x_dtype), grad_add, statistics.new_empty((4, _sizes(total)[2]))
 
 
-_LIBRARY.define(
-    "add_norm(Tensor x, Tensor? add, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias, bool per_image,"
+define(
+    "add_norm",
+    "(Tensor x, Tensor? add, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias, bool per_image,"
     " float eps, ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+    kernel=_forward,
+    fake=_fake_forward,
 )
-_LIBRARY.define(
-    "add_norm_backward(Tensor grad_y, Tensor? grad_total, Tensor total, Tensor? x, Tensor? scale, Tensor? weight,"
+define(
+    "add_norm_backward",
+    "(Tensor grad_y, Tensor? grad_total, Tensor total, Tensor? x, Tensor? scale, Tensor? weight,"
     " Tensor statistics, bool per_image, ScalarType x_dtype, ScalarType? add_dtype, str backend)"
     " -> (Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+    kernel=_backward,
+    fake=_fake_backward,
 )
-for _name, _kernel, _fake in (
-    ("add_norm", _forward, _fake_forward),
-    ("add_norm_backward", _backward, _fake_backward),
-):
-    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ganglion::{_name}", _fake, lib=_LIBRARY)

@@ -28,10 +28,11 @@ from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("ganglion", "FRAGMENT")
 
-_below_autograd = torch._C._AutoDispatchBelowAutograd
+#: A context in which operators are called without what differentiates them.
+below_autograd = torch._C._AutoDispatchBelowAutograd
 
-#: What an operator returns.
-Results = tuple[Tensor, ...]
+#: What an operator returns: a tensor if its schema says so, and else a tuple of them.
+Results = Tensor | tuple[Tensor, ...]
 
 
 _BARE = (Tensor, nn.Parameter)
@@ -76,18 +77,19 @@ def define(
     name: str,
     signature: str,
     *,
-    tensors: int,
+    tensors: int = 0,
     kernel: Callable[..., Results],
     fake: Callable[..., Results],
-    plain: Callable[..., Results],
+    plain: Callable[..., Results] | None = None,
     gradient: Callable[..., Sequence[Tensor | None]] | None = None,
     records: int = 0,
     per_image: Callable[[Sequence[int]], Sequence[int]] | None = None,
 ) -> None:
-    """Define the operator `ganglion::<name>`, which returns a tuple of tensors.
+    """Define the operator `ganglion::<name>`, which returns a tensor or a tuple of tensors, as its signature says.
 
     signature: arguments and results in PyTorch's schema language. The first `tensors` arguments are tensors or None.
     kernel, fake, plain: the function by kernels, for shapes only, and in plain form; all with the same arguments.
+        Without a plain form the operator computes and no more: what calls it sees to derivatives and transformations.
     gradient: `gradient(grads, args, records)` returns the gradients of the tensors among `args`; `grads` are those of
         the results, None for zero. If it is None, the plain form is differentiated.
     records: how many of the last results exist for `gradient` only, and have no derivative.
@@ -98,9 +100,15 @@ def define(
     kernel = without_autocast(kernel)
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ganglion::{name}", fake, lib=_LIBRARY)
+    if plain is None:
+        return
     op = getattr(torch.ops.ganglion, name).default
     _LIBRARY.impl(name, _autograd(op, tensors, kernel, plain, gradient, records), "Autograd")
     torch.library.register_vmap(f"ganglion::{name}", _vmap(op, tensors, per_image), lib=_LIBRARY)
+
+
+def _as_tuple(found: Results) -> tuple[Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)
 
 
 def without_autocast(function: Callable) -> Callable:
@@ -138,14 +146,14 @@ def _autograd(
     def forward(ctx: Any, *args: Any) -> Results:
         if torch._C._are_functorch_transforms_active():
             # autograd.Function switches derivatives off, which is meant for this level and not for those below.
-            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below_autograd():
                 found = op(*args)
         elif is_bare(*[t for t in args[:tensors] if t is not None]):
             found = kernel(*args)
         else:
-            with _below_autograd():
+            with below_autograd():
                 found = op(*args)
-        kept = found[results:]
+        kept = _as_tuple(found)[results:]
         ctx.save_for_backward(*args[:tensors], *kept)
         ctx.save_for_forward(*args[:tensors])
         ctx.mark_non_differentiable(*kept)
@@ -167,9 +175,8 @@ def _autograd(
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         # The saved arguments still have their tangents, which are those of level 0: PyTorch has no other.
         with forward_ad._set_fwd_grad_enabled(True):
-            found = [
-                forward_ad.unpack_dual(t, level=0) for t in plain(*ctx.saved_tensors, *ctx.rest)[:results]
-            ]
+            found = _as_tuple(plain(*ctx.saved_tensors, *ctx.rest))[:results]
+            found = [forward_ad.unpack_dual(t, level=0) for t in found]
         moved = (torch.zeros_like(t.primal) if t.tangent is None else t.tangent for t in found)
         return (*moved, *(None,) * records)
 
@@ -198,11 +205,11 @@ def _pull_back(
     """Gradients of the wanted tensors by differentiating the plain form."""
     positions = [i for i in range(tensors) if wanted[i]]
 
-    def function(*changed: Tensor) -> Results:
+    def function(*changed: Tensor) -> tuple[Tensor, ...]:
         everything = list(args)
         for i, tensor in zip(positions, changed, strict=True):
             everything[i] = tensor
-        return plain(*everything)
+        return _as_tuple(plain(*everything))
 
     results, pull, *_ = torch.func.vjp(function, *(args[i] for i in positions))
     pulled = pull(tuple(torch.zeros_like(r) if g is None else g for r, g in zip(results, grads, strict=True)))
@@ -215,7 +222,7 @@ def _pull_back(
 def _vmap(op: Any, tensors: int, per_image: Callable[[Sequence[int]], Sequence[int]] | None) -> Callable:
     """The batching rule of `op`, see `torch.library.register_vmap`."""
 
-    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Results, tuple[int, ...]]:
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Results, int | tuple[int, ...]]:
         examples = info.batch_size
         mapped = {i: dim for i, dim in enumerate(in_dims[:tensors]) if dim is not None}
         axes = [0 if args[i] is None else args[i].ndim - (i in mapped) for i in range(tensors)]
@@ -226,12 +233,16 @@ def _vmap(op: Any, tensors: int, per_image: Callable[[Sequence[int]], Sequence[i
                 for i in images
             ]
             changed = {i: t.flatten(0, 1) for i, t in zip(images, every, strict=True)}
-            results = op(*(changed.get(i, arg) for i, arg in enumerate(args)))
-            return tuple(r.unflatten(0, every[0].shape[:2]) for r in results), (0,) * len(results)
-        each = [
-            op(*(arg.select(mapped[i], k) if i in mapped else arg for i, arg in enumerate(args)))
-            for k in range(examples)
-        ]
-        return tuple(torch.stack(r) for r in zip(*each, strict=True)), (0,) * len(each[0])
+            results = _as_tuple(op(*(changed.get(i, arg) for i, arg in enumerate(args))))
+            found = tuple(r.unflatten(0, every[0].shape[:2]) for r in results)
+        else:
+            each = [
+                _as_tuple(
+                    op(*(arg.select(mapped[i], k) if i in mapped else arg for i, arg in enumerate(args)))
+                )
+                for k in range(examples)
+            ]
+            found = tuple(torch.stack(r) for r in zip(*each, strict=True))
+        return (found[0], 0) if len(op._schema.returns) == 1 else (found, (0,) * len(found))
 
     return rule

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import vmap
 
 from ganglion.layers.basic import Chain
 from ganglion.layers.depthwise import DepthwiseConv2d, ResidualDWConv, convolve_and_activate
@@ -72,6 +74,25 @@ def test_operator_passes_opcheck():
     weight, bias = torch.randn(4, 1, 3, 3, requires_grad=True), torch.randn(4, requires_grad=True)
     torch.library.opcheck(torch.ops.ganglion.depthwise.default, (x, weight, bias, 1, True, "gelu"))
     torch.library.opcheck(torch.ops.ganglion.depthwise.default, (x, weight, None, 2, False, "silu"))
+
+
+def test_operator_under_transformations():
+    """Derivatives of both modes and orders, by finite differences; examples at once, one by one."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 2, 3, 4), (2, 1, 3, 3), (2,)
+    x, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+
+    def function(*tensors):
+        return torch.ops.ganglion.depthwise(*tensors, 1, True, "gelu")
+
+    tensors = [t.requires_grad_() for t in (x, weight, bias)]
+    assert gradcheck(function, tensors, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, tensors)
+    images, weights = torch.stack([x, x + 1]), torch.stack([weight, weight + 1])
+    for dims in ((0, None, None), (None, 0, None), (0, 0, None)):
+        given = [t if dim is None else more for dim, t, more in zip(dims, tensors, (images, weights, None))]
+        each = [function(*(t if dim is None else t[i] for dim, t in zip(dims, given))) for i in range(2)]
+        torch.testing.assert_close(vmap(function, dims)(*given), torch.stack(each))
 
 
 def test_only_where_no_gradient_is_needed_and_nobody_waits():

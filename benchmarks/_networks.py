@@ -61,15 +61,17 @@ def training_step(model: nn.Module, x: Tensor) -> None:
     nn.functional.cross_entropy(model(x).float(), target).backward()
 
 
-def seconds_in_turn(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def seconds_in_turn(
+    steps: Mapping[str, Callable[[], None]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each step, all run once in every round after a first one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

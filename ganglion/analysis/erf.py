@@ -163,12 +163,12 @@ def contribution_squares(
     if not (0 <= row < height and 0 <= column < width):
         raise IndexError(f"centre {(row, column)}: the field has {height} x {width} pixels")
     radius = min(row, column, height - 1 - row, width - 1 - column)
-    values = field.double()
-    total = values.sum()
-    held = [
-        float(values[row - r : row + r + 1, column - r : column + r + 1].sum() / total)
-        for r in range(radius + 1)
-    ]
+    down = (torch.arange(height) - row).abs()
+    across = (torch.arange(width) - column).abs()
+    ring = torch.maximum(down[:, None], across)  # the square of side 2 r + 1 is rings 0 to r
+    values = field.detach().double().cpu()
+    rings = torch.bincount(ring.flatten(), weights=values.flatten())
+    held = (rings[: radius + 1].cumsum(0) / values.sum()).tolist()
     squares = []
     for fraction in fractions:
         side = next((2 * r + 1 for r, share in enumerate(held) if share > fraction), None)

@@ -69,25 +69,25 @@ def explore(
     transform = eval_transform(dict(model.data_config, input_size=(channels, height, width)))
     layers: list[dict[str, Any]] = []
     looked = []
-    for i, image in enumerate(images):
-        name = names[i] if names is not None else _name(image, i)
-        try:
-            x = transform(read(image, channels))[None]
-        except UnreadableImage as error:
-            raise UnreadableImage(f"{name}: {error}") from error
-        with as_analysed(model.network, torch.float32):
+    with as_analysed(model.network, torch.float32):
+        for i, image in enumerate(images):
+            name = names[i] if names is not None else _name(image, i)
+            try:
+                x = transform(read(image, channels))[None]
+            except UnreadableImage as error:
+                raise UnreadableImage(f"{name}: {error}") from error
             scans, seen, logits = _look(model.network, backbone, x, fields)
-        compact = sum(_count(s) for s in scans.values()) > SMALL
-        layers = layers or [_layer(name, of_layer, compact) for name, of_layer in scans.items()]
-        looked.append(
-            {
-                "name": shown(name),
-                "picture": _picture(x[0], model),
-                "classes": _classes(model, logits),
-                "scans": [_given(s, compact) for s in scans.values()],
-                "fields": seen,
-            }
-        )
+            compact = sum(_count(s) for s in scans.values()) > SMALL
+            layers = layers or [_layer(name, of_layer, compact) for name, of_layer in scans.items()]
+            looked.append(
+                {
+                    "name": shown(name),
+                    "picture": _picture(x[0], model),
+                    "classes": _classes(model, logits),
+                    "scans": [_given(s, compact) for s in scans.values()],
+                    "fields": seen,
+                }
+            )
     stages: Any = backbone.stages
     return {
         "network": {

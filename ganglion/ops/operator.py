@@ -51,7 +51,9 @@ def untransformed(*tensors: Tensor) -> bool:
 def is_bare(*tensors: Tensor) -> bool:
     """Whether kernels may be called on these directly: they have memory on a GPU, and nothing of PyTorch's watches but
     autograd. CPU tensors take the dispatcher's way, as what they cost there is little beside the kernels."""
-    if _recorded_or_transformed() or torch._C._len_torch_dispatch_stack() > 0:
+    if _recorded_or_transformed():
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0:
         return False
     for t in tensors:
         if type(t) not in _BARE or is_legacy_batchedtensor(t):

@@ -11,7 +11,7 @@ from torch import nn
 
 from ganglion.analysis import scan_map
 from ganglion.analysis.scan_maps import diagonal_map, in_layer, walks_of
-from ganglion.analysis.scans import layer_inputs, scan_layers, scans_of
+from ganglion.analysis.scans import layer_inputs, recorded, scan_layers, scans_of
 from ganglion.layers.ss2d import SS2D
 from tests.golden_data import load, vector
 
@@ -140,6 +140,31 @@ def test_layers_of_a_network():
         scan_map(layers[name], taken[:1])
     with pytest.raises(ValueError, match=r"ResNet has no scans.*receptive field"):
         scan_layers(timm.create_model("test_resnet"))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_recording_sees_calls_and_changes_none(gradients):
+    """The same kernels run as without: what is recorded between layers would cost as much as the layers."""
+    torch.manual_seed(0)
+    network = timm.create_model("test_vmamba").eval()
+    x = torch.randn(1, 3, 48, 80)
+    with torch.set_grad_enabled(gradients):
+        with torch.profiler.profile() as alone:
+            expected = network(x)
+        with torch.profiler.profile() as watched, recorded(network) as scans:
+            found = network(x)
+    assert torch.equal(found, expected)
+    assert list(scans) == list(scan_layers(network)) and all(
+        len(of_layer) == 1 for of_layer in scans.values()
+    )
+
+    def calls(profile):
+        names = [
+            event.name for event in profile.events() if event.name.startswith(("ganglion", "aten::conv"))
+        ]
+        return sorted(names)
+
+    assert calls(watched) == calls(alone)
 
 
 def test_bad_input():

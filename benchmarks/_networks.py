@@ -1,17 +1,15 @@
-"""What the benchmarks of networks share: models in turn in one process, medians of paired ratios, settings."""
+"""What benchmarks of networks share beside `ganglion.analysis.timing`: models, medians of ratios, settings."""
 
 from __future__ import annotations
 
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ganglion
 
@@ -46,33 +44,6 @@ def build(name: str, dtype: torch.dtype, *, train: bool, **kwargs) -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model(name, **kwargs).to(dtype=dtype, memory_format=torch.channels_last)
     return model.train(train)
-
-
-def forward(model: nn.Module, x: Tensor) -> None:
-    """One inference step."""
-    with torch.inference_mode():
-        model(x)
-
-
-def training_step(model: nn.Module, x: Tensor) -> None:
-    """Forward, cross entropy and backward; no optimizer."""
-    model.zero_grad(set_to_none=True)
-    target = torch.arange(x.shape[0]) % 10
-    nn.functional.cross_entropy(model(x).float(), target).backward()
-
-
-def seconds_in_turn(
-    steps: Mapping[str, Callable[[], None]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of each step, all run once in every round after a first one that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start = clock()
-            step()
-            if turn:
-                seconds[name].append(clock() - start)
-    return seconds
 
 
 def paired_ratio(reference: list[float], other: list[float]) -> tuple[float, float, float]:

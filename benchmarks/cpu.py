@@ -20,7 +20,8 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import ganglion
-from benchmarks._networks import build, forward, paired_ratio, seconds_in_turn, settings, training_step
+from benchmarks._networks import build, paired_ratio, settings
+from ganglion.analysis.timing import inference, seconds_in_turn, training
 from ganglion.layers.ss2d import SS2D
 from ganglion.ops import Route, selective_scan_reference
 from tests.golden_data import image, load
@@ -81,7 +82,7 @@ def loop_scan(self: SS2D, x: Tensor, first: int, last: int) -> Tensor:
 
 
 def table(title: str, dtype: torch.dtype, train: bool, batch: int, size: int, rounds: int) -> None:
-    step = training_step if train else forward
+    step = training if train else inference
     x = torch.randn(batch, 3, size, size).to(dtype=dtype, memory_format=torch.channels_last)
     models = {name: build(name, dtype, train=train) for name in MODELS}
     steps = {name: lambda model=model: step(model, x) for name, model in models.items()}
@@ -100,11 +101,11 @@ def loop_table(size: int) -> None:
     x = torch.randn(1, 3, size, size)
     model = build("vmamba_tiny_s1l8", torch.float32, train=False)
     rows = {}
-    for title, step in (("inference", forward), ("training step", training_step)):
-        model.train(step is training_step)
+    for title, step in (("inference", inference), ("training step", training)):
+        model.train(step is training)
         fused = statistics.median(seconds_in_turn({"": lambda step=step: step(model, x)}, 5)[""])
         with mock.patch.object(SS2D, "_scan", loop_scan):
-            if step is forward:
+            if step is inference:
                 difference = (model(x) - logits_fused(model, x)).abs().max().item()
                 if difference > 1e-4:
                     raise SystemExit(f"loop and fused scan differ by {difference:.1e}")
@@ -122,7 +123,7 @@ def size_table(rounds: int) -> None:
     """Time per pixel: linear in the pixels means the same at every size."""
     model = build("vmamba_tiny_s1l8", torch.float32, train=False)
     images = {size: torch.randn(1, 3, size, size) for size in SIZES}
-    steps = {str(size): lambda x=x: forward(model, x) for size, x in images.items()}
+    steps = {str(size): lambda x=x: inference(model, x) for size, x in images.items()}
     seconds = seconds_in_turn(steps, rounds)
     print(f"vmamba_tiny_s1l8, batch 1, fp32, inference, {rounds} rounds: time per pixel")
     per_pixel = {size: [t / size**2 for t in seconds[str(size)]] for size in SIZES}

@@ -22,7 +22,8 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from benchmarks._networks import build, paired_ratio, seconds_in_turn, settings, training_step
+from benchmarks._networks import build, paired_ratio, settings
+from ganglion.analysis.timing import seconds_in_turn, training
 from ganglion.ops import cpu, depthwise
 
 #: Batch, channels, side, kernel size: SparX on small images, then SparX-T and others at 224 pixels.
@@ -95,7 +96,7 @@ def gradients(rounds: int) -> None:
         )
 
 
-def training(rounds: int) -> None:
+def training_steps(rounds: int) -> None:
     """Prints the table of training steps."""
     print(f"\n{'training step':32} {'PyTorch':>9} {'ours':>9}  faster (smallest, largest)")
     for name, batch, size in NETWORKS:
@@ -103,7 +104,7 @@ def training(rounds: int) -> None:
         x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
 
         def ours(model=model, x=x) -> None:
-            training_step(model, x)
+            training(model, x)
 
         def theirs(ours=ours) -> None:
             with mock.patch.object(depthwise, "uses_kernel", return_value=False):
@@ -129,7 +130,7 @@ def main() -> None:
     isa = os.environ.get(cpu.ISA_ENV, cpu.instruction_sets()[0])
     print(settings(kernel=isa, rounds=args.rounds, training_rounds=args.training_rounds), end="\n\n")
     gradients(args.rounds)
-    training(args.training_rounds)
+    training_steps(args.training_rounds)
 
 
 if __name__ == "__main__":

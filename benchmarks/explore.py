@@ -23,9 +23,10 @@ from timm.data import resolve_model_data_config
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from benchmarks._networks import paired_ratio, seconds_in_turn, settings
+from benchmarks._networks import paired_ratio, settings
 from ganglion.analysis import effective_receptive_field
 from ganglion.analysis.scans import as_analysed, recorded
+from ganglion.analysis.timing import seconds_in_turn
 from ganglion.data import eval_transform
 from ganglion.explorer import explore, page_of
 from ganglion.tasks import DEFAULT, find_task

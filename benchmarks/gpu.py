@@ -35,7 +35,6 @@ if not HAS_TIMM:
     package.__path__ = [str(ROOT / "ganglion")]
     sys.modules["ganglion"] = package
 
-import gpu_networks
 import gpu_op
 
 PARTS = ("op", "networks", "host", "profile", "compiled")
@@ -139,6 +138,7 @@ def main() -> int:
         print("\nNetworks are left out: the package timm is not installed.", file=sys.stderr)
         return 0
     import gpu_compiled
+    import gpu_networks
     import gpu_profile
 
     if "networks" in parts:

@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from gpu_networks import OURS, THEIRS, Group, build, step_of
+
+from ganglion.analysis.timing import peak_memory, seconds, wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +47,13 @@ def jobs() -> list[Job]:
     ]
 
 
-def measure(device: str, chosen: list[Job], seconds: float, rounds: int = 5) -> Iterator[dict]:
+def measure(device: str, chosen: list[Job], limit: float, rounds: int = 5) -> Iterator[dict]:
     """Time of every compiled network beside itself in eager mode, and over timm's compiled ones.
 
-    seconds: what is not compiled by then is left out, and said.
+    limit: seconds; what is not compiled by then is left out, and said.
     """
     context = multiprocessing.get_context("spawn")
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + limit
     running = []
     for job in chosen:
         here, there = context.Pipe()
@@ -65,7 +67,7 @@ def measure(device: str, chosen: list[Job], seconds: float, rounds: int = 5) -> 
                 ready[job] = connection.recv()
     for job, _, process in running:
         if job not in ready:
-            ready[job] = {"said": f"not compiled in {seconds:.0f} s"}
+            ready[job] = {"said": f"not compiled in {limit:.0f} s"}
             process.kill()
     sound = [(job, connection) for job, connection, _ in running if "said" not in ready[job]]
     for _ in range(rounds):
@@ -103,32 +105,16 @@ def _worker(connection, job: Job, device: str) -> None:
         step = step_of(model, job.group, device, torch.compile(model, mode=job.mode))
         for _ in range(3):
             step()
-        _wait(device)
+        wait(device)
         found = {"compile_s": time.perf_counter() - start}
         if device != "cpu":
             held = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            step()
-            _wait(device)
-            found["peak_gb"] = (torch.cuda.max_memory_allocated() - held) / 1e9
+            found["peak_gb"] = (peak_memory(step, device) - held) / 1e9
         connection.send(found)
         repeats = 1 if device == "cpu" else 20 if job.batch == 1 else 4
         while connection.recv() == "measure":
             ways = {"compiled_ms": step, "eager_ms": eager}
-            connection.send({way: _milliseconds(call, repeats, device) for way, call in ways.items()})
+            taken = {way: seconds(call, device, repeats=repeats) for way, call in ways.items()}
+            connection.send({way: 1e3 * each for way, each in taken.items()})
     except Exception as problem:  # one network that fails is a row, not the end
         connection.send({"said": f"{type(problem).__name__}: {problem}"[:500]})
-
-
-def _milliseconds(call: Callable[[], None], repeats: int, device: str) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    _wait(device)
-    return (time.perf_counter() - start) / repeats * 1e3
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()

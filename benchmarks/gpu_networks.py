@@ -8,9 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
+
+from ganglion.analysis.timing import Step, inference, peak_memory, seconds_in_turn, training, wait
 
 OURS = ("vmamba_tiny_s1l8", "vmamba_tiny_s2l5", "sparx_mamba_tiny")
 LARGER = ("vmamba_small_s2l15", "vmamba_base_s2l15", "sparx_mamba_small", "sparx_mamba_base")
@@ -84,35 +87,22 @@ def build(name: str, group: Group, device: str) -> nn.Module:
     return model.half() if group.half else model
 
 
-def step_of(model: nn.Module, group: Group, device: str, run: Callable | None = None) -> Callable[[], None]:
-    """One inference or training step (forward, cross entropy, backward; no optimizer) under autocast.
+def step_of(model: nn.Module, group: Group, device: str, run: Callable | None = None) -> Step:
+    """One inference or training step under autocast, as `ganglion bench` has it.
 
     run: what computes the model's output, if not the model itself (the compiled one).
     """
-    run = model if run is None else run
     x = torch.randn(group.batch, 3, group.pixels, group.pixels, device=device)
     x = x.contiguous(memory_format=torch.channels_last).to(torch.float16 if group.half else torch.float32)
-    target = torch.arange(group.batch, device=device)
-    half = torch.float16 if device != "cpu" else torch.bfloat16
-    amp = torch.autocast(torch.device(device).type, half, enabled=not group.half)
-
-    def infer() -> None:
-        with torch.inference_mode(), amp:
-            run(x)
-
-    def train() -> None:
-        model.zero_grad(set_to_none=True)
-        with amp:
-            loss = nn.functional.cross_entropy(run(x).float(), target)
-        loss.backward()
-
-    return train if group.train else infer
+    if group.train:
+        return partial(training, model, x, amp=not group.half, run=run)
+    return partial(inference, model if run is None else run, x, amp=not group.half)
 
 
 def measure(group: Group, device: str, remaining: Callable[[], float], rounds: int = 7) -> Iterator[dict]:
     """images/s and peak memory of every network of a group, rounds in turn. `remaining`: seconds left."""
     gpu = device != "cpu"
-    steps: dict[str, Callable[[], None]] = {}
+    steps: dict[str, Step] = {}
     peaks: dict[str, int] = {}
     longest = 0.0
     with scan_backend(group.backend):
@@ -125,16 +115,12 @@ def measure(group: Group, device: str, remaining: Callable[[], float], rounds: i
                 if gpu:
                     torch.cuda.empty_cache()
                     held = torch.cuda.memory_allocated()
-                    torch.cuda.reset_peak_memory_stats()
                 step = step_of(build(name, group, device), group, device)
                 for _ in range(3):
                     step()
-                _wait(gpu)
+                wait(device)
                 if gpu:
-                    torch.cuda.reset_peak_memory_stats()
-                    step()
-                    _wait(gpu)
-                    peaks[name] = torch.cuda.max_memory_allocated() - held
+                    peaks[name] = peak_memory(step, device) - held
             except Exception as problem:  # one network that fails is a row, not the end
                 yield {
                     "group": group.title,
@@ -144,15 +130,7 @@ def measure(group: Group, device: str, remaining: Callable[[], float], rounds: i
                 continue
             steps[name] = step
             longest = max(longest, time.perf_counter() - began)
-        taken: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(rounds):
-            for name, step in steps.items():
-                _wait(gpu)
-                start = time.perf_counter()
-                for _ in range(3 if gpu else 1):
-                    step()
-                _wait(gpu)
-                taken[name].append((time.perf_counter() - start) / (3 if gpu else 1))
+        taken = seconds_in_turn(steps, rounds, device, warmup=0, repeats=3 if gpu else 1)
     for name, times in taken.items():
         row = {"group": group.title, "model": name, "images_per_s": group.batch / statistics.median(times)}
         if name in peaks:
@@ -161,8 +139,3 @@ def measure(group: Group, device: str, remaining: Callable[[], float], rounds: i
             if other in taken and other != name:
                 row[f"over_{other}"] = statistics.median(b / a for a, b in zip(times, taken[other]))
         yield row
-
-
-def _wait(gpu: bool) -> None:
-    if gpu:
-        torch.cuda.synchronize()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
 from gpu_networks import OURS, THEIRS, Group, build, step_of
 from torch.profiler import ProfilerActivity, profile
+
+from ganglion.analysis.timing import seconds_in_turn, wait
 
 PROFILED = ((OURS[0], False), (OURS[2], False), (THEIRS[1], False), (OURS[0], True), (OURS[2], True))
 ONE_IMAGE = (OURS[0], OURS[2], *THEIRS[:2])
@@ -19,11 +20,11 @@ def kernels(step: Callable[[], None], steps: int = 2) -> tuple[Counter, Counter]
     """Milliseconds and launches of every kernel in one step."""
     for _ in range(3):
         step()
-    torch.cuda.synchronize()
+    wait("cuda")
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
         for _ in range(steps):
             step()
-        torch.cuda.synchronize()
+        wait("cuda")
     taken, launches = Counter(), Counter()
     for event in found.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
@@ -63,21 +64,15 @@ def one_image(device: str) -> Iterator[dict]:
             taken, launches = kernels(ways["autocast_ms"])
             row |= {"kernels": sum(launches.values()), "kernels_ms": sum(taken.values())}
         x = torch.randn(1, 3, pixels, pixels, device=device).contiguous(memory_format=torch.channels_last)
-        row["autocast_ms"] = _median(ways["autocast_ms"], gpu)
+        row["autocast_ms"] = _median(ways["autocast_ms"], device)
         with torch.no_grad(), torch.autocast(device, torch.float16 if gpu else torch.bfloat16):
-            row["open_autocast_ms"] = _median(lambda: model(x), gpu)  # noqa: B023
-        row["half_ms"] = _median(step_of(build(name, half, device), half, device), gpu)
+            row["open_autocast_ms"] = _median(lambda: model(x), device)  # noqa: B023
+        row["half_ms"] = _median(step_of(build(name, half, device), half, device), device)
         yield row
 
 
-def _median(call: Callable[[], object], gpu: bool, samples: int = 15) -> float:
+def _median(call: Callable[[], object], device: str, samples: int = 15) -> float:
     """Milliseconds of one call, waiting for its end."""
-    taken = []
-    for i in range(samples + 3 if gpu else 1):
-        start = time.perf_counter()
-        call()
-        if gpu:
-            torch.cuda.synchronize()
-        if i >= 3 or not gpu:
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken) * 1e3
+    gpu = device != "cpu"
+    times = seconds_in_turn({"": call}, samples if gpu else 1, device, warmup=3 if gpu else 0)[""]
+    return 1e3 * statistics.median(times)

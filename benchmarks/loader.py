@@ -28,7 +28,8 @@ from PIL import Image
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from benchmarks._networks import build, forward, seconds_in_turn, settings, training_step
+from benchmarks._networks import build, settings
+from ganglion.analysis.timing import inference, seconds_in_turn, training
 from ganglion.data import (
     Augmentation,
     ImageSource,
@@ -167,7 +168,7 @@ def networks(
             torch.cuda.synchronize()
 
     steps = {}
-    for kind, step in (("training", training_step), ("evaluation", forward)):
+    for kind, step in (("training", training), ("evaluation", inference)):
         model = build(case.network, torch.float32, train=kind == "training").to(device)
         steps[kind] = lambda step=step, model=model: timed(step, model)
     print(f"  {f'{case.network} on {device.type}':32}{'images/s':>9}   loader / network, for N processes")

@@ -20,8 +20,9 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import ganglion
-from benchmarks._networks import build, forward, paired_ratio, seconds_in_turn, settings
+from benchmarks._networks import build, paired_ratio, settings
 from ganglion.analysis.complexity import activation_memory, complexity
+from ganglion.analysis.timing import inference, seconds_in_turn
 from tests.golden_data import image, load
 
 #: Network -> the paper's memory (MB), images/s, GFLOPs and million parameters (H800, batch 128).
@@ -57,7 +58,7 @@ def check() -> None:
 def table(title: str, rows: dict[str, tuple[str, int, int, float, float]], others: list[str], args) -> None:
     x = torch.randn(args.batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     models = {name: build(name, torch.float32, train=False) for name in [*rows, *others]}
-    steps = {name: lambda model=model: forward(model, x) for name, model in models.items()}
+    steps = {name: lambda model=model: inference(model, x) for name, model in models.items()}
     seconds = seconds_in_turn(steps, args.rounds)
     first = next(iter(rows))
     bare = {name: timm.create_model(name, device="meta") for name in models}

@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .complexity import activation_memory, complexity
+from .timing import Step, inference, peak_memory, seconds_in_turn, training
 
 
 @dataclass(kw_only=True)
@@ -110,42 +110,44 @@ def throughput(
     batches = {n: batch_size if isinstance(batch_size, int) else batch_size[n] for n in networks}
     images = torch.randn(max(batches.values()), 3, img_size, img_size, device=device)
     results = {name: estimate(name, network, img_size, batches[name]) for name, network in networks.items()}
-    steps: list[tuple[str, Callable[..., float], str, str]] = []
-    if infer:
-        steps.append(("infer", _infer, "seconds", "memory"))
-    if train:
-        steps.append(("train", _train, "train_seconds", "train_memory"))
+    kinds = [kind for kind, wanted in (("infer", infer), ("train", train)) if wanted]
     for name, network in networks.items():
         result = results[name]
         network.to(device)
         with _out_of_memory(result, "1 image"):
             check_logits(name, network, images[:1], bound=1e-3 if device.type == "cpu" else 2e-2)
-        for kind, step, _, memory in steps:
+        for kind in kinds:
             fits = None
             if not result.out_of_memory or result.out_of_memory[-1] != "1 image":
-                fits = _warm_up(network, images[: batches[name]], warmup, result, kind, step, memory, amp)
+                fits = _warm_up(network, images[: batches[name]], warmup, result, kind, amp)
             setattr(result, f"{kind}_batch_size", fits)
         if not infer:
             result.infer_batch_size, result.memory = None, None
         network.to("cpu")
     for network in networks.values():
         network.to(device)
-    for _ in range(rounds):
+    for kind in kinds:
+        steps = {}
         for name, network in networks.items():
-            for kind, step, seconds, _ in steps:
-                if (fits := getattr(results[name], f"{kind}_batch_size")) is not None:
-                    getattr(results[name], seconds).append(step(network, images[:fits], amp))
-    for name, network in networks.items():
-        network.to("cpu")
-        for kind, _, seconds, _ in steps:
-            _summarise(results[name], kind, getattr(results[name], seconds))
+            network.train(kind == "train")
+            if (fits := getattr(results[name], f"{kind}_batch_size")) is not None:
+                steps[name] = _step(network, images[:fits], kind, amp)
+        for name, taken in seconds_in_turn(steps, rounds, device, warmup=0).items():
+            _summarise(results[name], kind, taken)
+    for network in networks.values():
+        network.eval().to("cpu")
     return list(results.values())
 
 
+def _step(network: nn.Module, images: Tensor, kind: str, amp: bool) -> Step:
+    return partial(training if kind == "train" else inference, network, images, amp=amp)
+
+
 def _summarise(result: Throughput, kind: str, seconds: list[float]) -> None:
-    batch = getattr(result, f"{kind}_batch_size")
-    if batch is None or not seconds:
+    (result.seconds if kind == "infer" else result.train_seconds).extend(seconds)
+    if not seconds:
         return
+    batch = getattr(result, f"{kind}_batch_size")
     rates = [batch / s for s in seconds]
     setattr(result, f"{kind}_samples_per_sec", statistics.median(rates))
     setattr(result, f"{kind}_spread", (min(rates), max(rates)))
@@ -168,71 +170,28 @@ def _out_of_memory(result: Throughput, batch: str) -> Iterator[None]:
 
 
 def _warm_up(
-    network: nn.Module,
-    images: Tensor,
-    passes: int,
-    result: Throughput,
-    kind: str,
-    step: Callable[..., float],
-    memory: str,
-    amp: bool,
+    network: nn.Module, images: Tensor, passes: int, result: Throughput, kind: str, amp: bool
 ) -> int | None:
     """The batch that fits, if any; its peak memory is noted."""
-    size = images.shape[0]
+    size, memory = images.shape[0], "memory" if kind == "infer" else "train_memory"
     while size:
         failed = len(result.out_of_memory)
+        step = _step(network, images[:size], kind, amp)
+        network.train(kind == "train")
         with _out_of_memory(result, str(size) if kind == "infer" else f"{kind} {size}"):
             for _ in range(passes):
-                step(network, images[:size], amp)
+                step()
             if images.is_cuda:
-                torch.cuda.reset_peak_memory_stats(images.device)
-                step(network, images[:size], amp)
-                setattr(result, memory, torch.cuda.max_memory_allocated(images.device) / 2**20)
+                setattr(result, memory, peak_memory(step, images.device) / 2**20)
             elif kind == "train":
                 counted = activation_memory(network, images.shape[2], batch_size=size, mode="training")
                 result.train_memory = counted / 2**20
             elif failed:
                 result.memory = activation_memory(network, images.shape[2], batch_size=size) / 2**20
+        network.eval()
         if len(result.out_of_memory) == failed:
             return size
+        network.zero_grad(set_to_none=True)  # what a step that did not fit has left
         size //= 2
     setattr(result, memory, None)
     return None
-
-
-def _infer(network: nn.Module, images: Tensor, amp: bool) -> float:
-    """Seconds of a forward pass."""
-    with _timed(images) as taken, torch.no_grad(), _autocast(images, amp):
-        network(images)
-    return taken[0]
-
-
-def _train(network: nn.Module, images: Tensor, amp: bool) -> float:
-    """Seconds of a forward pass in train mode, cross entropy and a backward pass."""
-    targets = torch.arange(images.shape[0], device=images.device) % 2
-    network.train()
-    with _timed(images) as taken:
-        with _autocast(images, amp):
-            logits = network(images)
-        F.cross_entropy(logits.float(), targets).backward()
-    network.zero_grad(set_to_none=True)
-    network.eval()
-    return taken[0]
-
-
-def _autocast(images: Tensor, amp: bool) -> torch.autocast:
-    half = torch.float16 if images.is_cuda else torch.bfloat16
-    return torch.autocast(images.device.type, half, enabled=amp)
-
-
-@contextlib.contextmanager
-def _timed(images: Tensor) -> Iterator[list[float]]:
-    """The seconds of what is inside, in the list once it has ended."""
-    taken: list[float] = []
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    start = time.perf_counter()
-    yield taken
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    taken.append(time.perf_counter() - start)

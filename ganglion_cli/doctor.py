@@ -146,11 +146,11 @@ def _print(report: dict[str, Any]) -> None:
         "free space",
         [
             (
-                place["what"],
-                f"{_bytes(place['free'])}  {place['path']}"
-                + f"  ({place['warning']})" * bool(place["warning"]),
+                entry["what"],
+                f"{_bytes(entry['free'])}  {entry['path']}"
+                + f"  ({entry['warning']})" * bool(entry["warning"]),
             )
-            for place in report["storage"]
+            for entry in report["storage"]
         ],
     )
     for problem in report["problems"]:

@@ -167,8 +167,8 @@ def as_input(drawn: Drawn, image: Any, dtype: torch.dtype) -> Tensor:
 
     values = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (drawn.mean, drawn.std))
-    place = next(drawn.network.parameters()).device
-    return ((values - mean) / std)[None].to(place, dtype)
+    device = next(drawn.network.parameters()).device
+    return ((values - mean) / std)[None].to(device, dtype)
 
 
 def in_batches(items: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -100,7 +100,7 @@ def openmp() -> dict[str, Any]:
 def storage() -> list[dict[str, Any]]:
     """Free bytes where runs, downloads, temporary files and the batches of loader processes go."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    places = {
+    paths = {
         "this folder": Path.cwd(),
         "weights of torch": Path(os.environ.get("TORCH_HOME", home / "torch")),
         "weights of timm": Path(os.environ.get("HF_HOME", home / "huggingface")),
@@ -108,7 +108,7 @@ def storage() -> list[dict[str, Any]]:
         "shared memory": Path("/dev/shm"),
     }
     found = []
-    for what, path in places.items():
+    for what, path in paths.items():
         there = next((p for p in (path, *path.parents) if p.exists()), None)
         if there is None or (what == "shared memory" and there != path):
             continue

@@ -148,7 +148,7 @@ class Detected:
         from ganglion.tasks.prediction import read
 
         folder.mkdir(parents=True, exist_ok=True)
-        for place, (key, lost) in enumerate(self._missed, start=1):
+        for rank, (key, lost) in enumerate(self._missed, start=1):
             item, seen = self._items[key], self._metrics.of_image(key)
             found = [
                 {"bbox": d["bbox"], "score": d["score"], "index": d["label"], "name": self._names[d["label"]],
@@ -159,7 +159,7 @@ class Detected:
             assert isinstance(image, Image.Image)
             missed = [(seen["objects"][i]["bbox"], self._names[seen["objects"][i]["label"]]) for i in lost]
             picture = outline_missed(draw(image, {"predictions": found}), missed)
-            name = f"{place:02d}_{Path(item['file']).stem}_missed{len(lost)}.jpg"
+            name = f"{rank:02d}_{Path(item['file']).stem}_missed{len(lost)}.jpg"
             with replacing(folder / name) as temporary:
                 picture.save(temporary, quality=90)
 

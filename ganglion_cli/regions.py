@@ -125,13 +125,13 @@ class Segmented:
         from ganglion.tasks.segmentation.prediction import beside, draw, entry_of
 
         folder.mkdir(parents=True, exist_ok=True)
-        for place, (value, index, labels) in enumerate(self._worst.entries, start=1):
+        for rank, (value, index, labels) in enumerate(self._worst.entries, start=1):
             file = self._source.path(index)
             image = read(file, self._source.channels)
             assert isinstance(image, Image.Image)
             _, truth = self._source.image(index)
             picture = beside(*(draw(image, entry_of(shown, self._names)) for shown in (labels, truth)))
-            name = f"{place:02d}_{file.stem}_miou{100 * value:.0f}.jpg"
+            name = f"{rank:02d}_{file.stem}_miou{100 * value:.0f}.jpg"
             with replacing(folder / name) as temporary:
                 picture.save(temporary, quality=90)
 

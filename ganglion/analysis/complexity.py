@@ -45,8 +45,6 @@ from ..layers.dmca import ChannelAttention
 from .dense import FixedShapes, fixed_shapes
 from .flop_formulas import FORMULAS, OUTPUTS
 
-aten = torch.ops.aten
-
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

@@ -65,7 +65,7 @@ class Confusion:
 
     def __init__(self, targets: np.ndarray, predicted: np.ndarray, names: Sequence[str]):
         counted = targets >= 0
-        self.names = list(names)
+        self.names: list[str] = list(names)
         pairs = np.stack([targets[counted], predicted[counted]], axis=1).astype(np.int64).reshape(-1, 2)
         self._pairs, self._counts = np.unique(pairs, axis=0, return_counts=True)
 
@@ -125,11 +125,11 @@ class Confusion:
         """The classes that have images or were predicted, K of them, and (K, K) int64: images by target and
         prediction."""
         classes = [row.index for row in self.classes()]
-        place = np.full(len(self.names), -1)
-        place[classes] = np.arange(len(classes))
+        position = np.full(len(self.names), -1)
+        position[classes] = np.arange(len(classes))
         found = np.zeros((len(classes), len(classes)), dtype=np.int64)
         known = self._pairs[:, 1] >= 0
-        rows, columns = place[self._pairs[known]].T
+        rows, columns = position[self._pairs[known]].T
         found[rows, columns] = self._counts[known]
         return classes, found
 

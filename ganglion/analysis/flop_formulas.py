@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import ops  # noqa: F401 - registers the operators that are given formulas here
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 def missing_formulas() -> list[str]:
@@ -88,7 +88,7 @@ def _made(each: int) -> Callable[..., int]:
 
 
 #: Formulas in multiply-accumulates of what torch's registry leaves out, called with arguments and output.
-FORMULAS: dict[Any, Callable[[tuple, Any], int]] = {
+FORMULAS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     torch.ops.ganglion.add_norm: _norm(4, 4, 5),
     aten.native_layer_norm: _norm(2, 4, 5),
     aten.native_group_norm: _norm(1, 4, 5),
@@ -110,7 +110,7 @@ def _norm_output(args: tuple) -> Any:
 
 #: Outputs on meta tensors at inference, without statistics. PyTorch works these out in Python, which takes half of the
 #: whole count.
-OUTPUTS: dict[Any, Callable[[tuple], Any]] = {
+OUTPUTS: dict[Any, Callable[[tuple[Any, ...]], Any]] = {
     aten.gelu: lambda args: torch.empty_like(args[0]),
     aten.silu: lambda args: torch.empty_like(args[0]),
     aten.native_layer_norm: _norm_output,

@@ -75,8 +75,8 @@ class RMSNorm(nn.Module):
     ):
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
-        self.bias = None  # callers hand it to the functions
+        self.weight: nn.Parameter = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
+        self.bias: None = None  # callers hand it to the functions
 
     def forward(
         self,

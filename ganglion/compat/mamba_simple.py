@@ -70,26 +70,31 @@ class Mamba(nn.Module):
         if dt_init not in ("random", "constant"):
             raise ValueError(f"dt_init is {dt_init!r}: expected 'random' or 'constant'")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
-        self.d_inner = int(expand * d_model)
-        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
-        self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+        self.d_model: int = d_model
+        self.d_state: int = d_state
+        self.d_conv: int = d_conv
+        self.expand: int = expand
+        self.d_inner: int = int(expand * d_model)
+        self.dt_rank: int = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.use_fast_path: bool = use_fast_path
+        self.layer_idx: int | None = layer_idx
 
-        self.bimamba_type, self.nslices = bimamba_type, nslices
-        self.if_divide_out = if_divide_out or if_devide_out
+        self.bimamba_type = bimamba_type
+        self.nslices: int = nslices
+        self.if_divide_out: bool = if_divide_out or if_devide_out
         self.conv_bias = conv_bias
-        self.gamma = (
+        self.gamma: nn.Parameter | None = (
             None if init_layer_scale is None else nn.Parameter(torch.full((d_model,), init_layer_scale, **dd))
         )
 
-        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias, **dd)
+        self.in_proj: nn.Linear = nn.Linear(d_model, 2 * self.d_inner, bias=bias, **dd)
         self._add_branch("", dd)
         self._reset_steps(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
         if bimamba_type == "v1":
             self._add_decay("_b", device)
         for suffix in {"v2": ("_b",), "v3": ("_b", "_s")}.get(bimamba_type, ()):
             self._add_branch(suffix, dd)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **dd)
+        self.out_proj: nn.Linear = nn.Linear(self.d_inner, d_model, bias=bias, **dd)
 
     def _add_branch(self, suffix: str, dd: dict[str, Any]) -> None:
         """The parameters of one scan, under the names that state dicts have."""

@@ -44,6 +44,6 @@ def run_program(name: str, program: str, is_module: bool) -> ModuleType:
 
 
 if __name__ == "__mp_main__":
-    told = json.loads(os.environ[ENV])
+    told: dict[str, Any] = json.loads(os.environ[ENV])
     install(replace=told["replace"], keep=told["keep"])
     globals().update(vars(run_program("__mp_main__", told["program"], told["is_module"])))

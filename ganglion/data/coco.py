@@ -58,9 +58,13 @@ class CocoSource(IndexedSource):
         classes: Sequence[str] | None = None,
         limit: int | None = None,
     ):
-        self.channels, self._folder, self.path = channels, images, annotations
+        self.channels: int = channels
+        self._folder = images
+        self.path: Path = annotations
         content = read_coco(annotations)
         self._left_out: Counter[str] = Counter()
+        self.category_ids: list[Any]
+        self.class_names: list[str] | None
         self.category_ids, self.class_names = _categories(annotations, content["categories"], classes)
         self._known = {category["id"] for category in content["categories"]}
         found = self._images(content["images"])

@@ -29,7 +29,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 #: Pillow's formats that are opened, and the extensions of files that are taken for such. Not among them: what runs
 #: other programs (EPS), what has no pixels of its own (WMF), decoders in Python that a small file keeps busy (QOI).
-FORMATS = {
+FORMATS: dict[str, tuple[str, ...]] = {
     "AVIF": (".avif", ".avifs"),
     "BMP": (".bmp",),
     "DDS": (".dds",),

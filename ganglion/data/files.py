@@ -63,7 +63,9 @@ class FolderFiles:
     """
 
     def __init__(self, folder: str | os.PathLike[str], channels: int):
-        self.path = os.fspath(folder)
+        self.path: str = os.fspath(folder)
+        self.names: list[str]
+        self.left_out: Counter[str]
         self.names, self.left_out = _images(_below(self.path), channels)
 
     def open(self, index: int) -> str:
@@ -86,7 +88,7 @@ class TarFiles:
     """
 
     def __init__(self, path: str | os.PathLike[str], channels: int):
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         try:
             with open_regular(self.path) as file:
                 members = dict(_members(file, 0, os.fstat(file.fileno()).st_size))
@@ -100,6 +102,8 @@ class TarFiles:
         splits = {os.path.basename(self.path).removesuffix(".tar"), *chain(*SYNONYMS)}
         if len(around) == 1 and around <= splits and all(name.count("/") >= 2 for name in members):
             members = {name.partition("/")[2]: member for name, member in members.items()}
+        self.names: list[str]
+        self.left_out: Counter[str]
         self.names, self.left_out = _images(members, channels)
         self._members = [members[name] for name in self.names]
 

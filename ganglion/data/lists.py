@@ -39,9 +39,9 @@ def read_classes(path: Path) -> dict[str, int]:
     if not names:
         raise DataError(f"{path} names no class")
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        places = [i for i, name in enumerate(names) if name == twice[0]]
+        numbers = [i for i, name in enumerate(names) if name == twice[0]]
         raise DataError(
-            f"{path} names the class {shown(twice[0])!r} twice, as numbers {places[0]} and {places[1]}"
+            f"{path} names the class {shown(twice[0])!r} twice, as numbers {numbers[0]} and {numbers[1]}"
         )
     return {shown(name): number for number, name in enumerate(names)}
 
@@ -152,29 +152,29 @@ def _matched(path: Path, rows: list[list[str]], images: Sequence[str]) -> list[s
         rows = rows[1:]
     found: dict[int, str] = {}
     for image, label, *_ in rows:
-        place = by_key.get(image)
-        if place is None:
+        index = by_key.get(image)
+        if index is None:
             raise DataError(f"{path}: {unknown('image', image, by_key)}")
-        if place in found:
+        if index in found:
             raise DataError(f"{path} has two labels for the image {shown(image)!r}")
-        found[place] = label.split()[0] if kaggle else label
+        found[index] = label.split()[0] if kaggle else label
     if len(found) < len(images):
-        missing = [image for place, image in enumerate(images) if place not in found]
+        missing = [image for index, image in enumerate(images) if index not in found]
         raise DataError(
             f"{path} has no label for {len(missing)} of {len(images)} images, such as {shown(missing[0])}"
         )
-    return [found[place] for place in range(len(images))]
+    return [found[index] for index in range(len(images))]
 
 
 def _by_key(images: Sequence[str]) -> dict[str, int]:
-    """Paths, names and stems -> place; a name or stem of several images means none of them."""
+    """Paths, names and stems -> index; a name or stem of several images means none of them."""
     keys: dict[str, int | None] = {}
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         path = PurePosixPath(image)
         for key in {path.name, path.stem} - {image}:
-            keys[key] = None if key in keys else place
-    return {key: place for key, place in keys.items() if place is not None} | {
-        image: place for place, image in enumerate(images)
+            keys[key] = None if key in keys else index
+    return {key: index for key, index in keys.items() if index is not None} | {
+        image: index for index, image in enumerate(images)
     }
 
 

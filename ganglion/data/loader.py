@@ -19,7 +19,7 @@ from .transforms import Transform
 from .types import Batch, DataError, Processes, Targets, Unreadable
 
 #: Image, target and what was skipped for it. Without an image, which then does not count, the target is None.
-_Sample = tuple[torch.Tensor | None, Any, list[Unreadable]]
+Sample = tuple[torch.Tensor | None, Any, list[Unreadable]]
 
 #: From the images (C, H, W) of a batch, and their targets, to what the network and the loss are given. A target of None
 #: belongs to an image of zeros, which does not count.
@@ -43,13 +43,13 @@ def _seed(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-class _Images(Dataset[_Sample]):
+class _Images(Dataset[Sample]):
     """Transformed images by key. An unreadable one gives way to the next readable one in training, else to nothing."""
 
     def __init__(self, source: IndexedSource, transform: Transform, *, training: bool):
         self.source, self.transform, self.training = source, transform, training
 
-    def __getitem__(self, key: Key) -> _Sample:
+    def __getitem__(self, key: Key) -> Sample:
         index, seed = key
         if index < 0:
             return None, None, []
@@ -76,7 +76,7 @@ class _Collate:
     def __init__(self, source: ImageSource, transform: Transform, collate: Collate):
         self.channels, self.transform, self.collate = source.channels, transform, collate
 
-    def __call__(self, samples: list[_Sample]) -> Batch:
+    def __call__(self, samples: list[Sample]) -> Batch:
         empty = next((torch.zeros_like(image) for image, _, _ in samples if image is not None), None)
         if empty is None:
             empty = torch.zeros_like(self.transform(blank(self.channels), None)[0])
@@ -87,9 +87,12 @@ class _Collate:
         return Batch(images, targets, [b for _, _, unreadable in samples for b in unreadable])
 
 
-class _Stream(IterableDataset[_Sample]):
+class _Stream(IterableDataset[Sample]):
     """Transformed images of a stream: what this rank's loader processes give to batches `start_batch` to `batches` of
-    an epoch. The loader takes a batch from each process in turn."""
+    an epoch. The loader takes a batch from each process in turn.
+
+    workers: loader processes of all ranks; `here` of them are this rank's, from `first` on.
+    """
 
     def __init__(
         self,
@@ -102,21 +105,26 @@ class _Stream(IterableDataset[_Sample]):
         training: bool,
         processes: Processes,
     ):
-        self.source, self.transform, self.training = source, transform, training
-        self.batch_size, self.batches, self.seed = batch_size, batches, seed
-        self.workers = processes.readers
-        self.first_place = processes.rank * self.workers
-        self.places = processes.world_size * self.workers
-        self.epoch = self.start_batch = 0
+        self.source: StreamSource = source
+        self.transform: Transform = transform
+        self.training: bool = training
+        self.batch_size: int = batch_size
+        self.batches: int = batches
+        self.seed: int = seed
+        self.here: int = processes.readers
+        self.first: int = processes.rank * self.here
+        self.workers: int = processes.world_size * self.here
+        self.epoch: int = 0
+        self.start_batch: int = 0
 
-    def __iter__(self) -> Iterator[_Sample]:
+    def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
         # The loader asks its first process first: it takes the part of the one whose turn it is.
-        worker = (self.start_batch + (info.id if info is not None else 0)) % self.workers
+        worker = (self.start_batch + (info.id if info is not None else 0)) % self.here
         return self._train(worker) if self.training else self._evaluate(worker)
 
-    def _evaluate(self, worker: int) -> Iterator[_Sample]:
-        for record in self.source.evaluation(self.first_place + worker, self.places):
+    def _evaluate(self, worker: int) -> Iterator[Sample]:
+        for record in self.source.evaluation(self.first + worker, self.workers):
             try:
                 image, target = self.source.decode(record)
             except UnreadableImage as error:
@@ -124,14 +132,14 @@ class _Stream(IterableDataset[_Sample]):
             else:
                 yield *self.transform(image, target), []
 
-    def _train(self, worker: int) -> Iterator[_Sample]:
+    def _train(self, worker: int) -> Iterator[Sample]:
         """Position n of the epoch holds record n, or the next one that is readable. So nothing needs to be decoded
         to know what the positions before `start_batch` hold."""
-        place = self.first_place + worker
-        n = len(range(worker, self.start_batch, self.workers)) * self.batch_size
-        end = len(range(worker, self.batches, self.workers)) * self.batch_size
+        n = len(range(worker, self.start_batch, self.here)) * self.batch_size
+        end = len(range(worker, self.batches, self.here)) * self.batch_size
+        worker += self.first
         waiting, unreadable = 0, []
-        for record in islice(self.source.training(place, self.places, self.seed, self.epoch), n, None):
+        for record in islice(self.source.training(worker, self.workers, self.seed, self.epoch), n, None):
             if n == end:
                 break
             waiting += 1
@@ -144,7 +152,7 @@ class _Stream(IterableDataset[_Sample]):
                 continue
             first, n, waiting = n, min(n + waiting, end), 0
             for position in range(first, n):
-                _seed(draw(self.seed, self.epoch, place, position))
+                _seed(draw(self.seed, self.epoch, worker, position))
                 yield *self.transform(image, target), unreadable
                 unreadable = []
 
@@ -185,7 +193,7 @@ class StreamLoader:
             yield next(batches, None) or self._collate([(None, None, [])])
 
 
-Loader = DataLoader | StreamLoader
+Loader = DataLoader[Sample] | StreamLoader
 
 
 def train_loader(
@@ -217,7 +225,7 @@ def train_loader(
     options: dict[str, Any] = {"num_workers": processes.workers, "pin_memory": pin_memory}
     world_size = processes.world_size
     if isinstance(source, StreamSource):
-        source.check_places(world_size * processes.readers, processes.readers)
+        source.check_workers(world_size * processes.readers, world_size)
         stream = _Stream(
             source,
             transform,
@@ -282,7 +290,7 @@ def _indexed(
     *,
     training: bool,
     **options: Any,
-) -> DataLoader:
+) -> DataLoader[Sample]:
     assert isinstance(source, IndexedSource)
     return DataLoader(
         _Images(source, transform, training=training),

@@ -19,7 +19,7 @@ _EXPECTED = "expected a class a line, as `name`, `0 name` or `name r g b`"
 
 
 class _Entry(NamedTuple):
-    place: str
+    position: str  # its line or number in the file
     name: str
     colour: list[Any] | None
 
@@ -44,8 +44,8 @@ def read_mask_classes(file: Path) -> tuple[list[str], list[list[int]] | None]:
     if coloured and len(coloured) < len(entries):
         without = next(entry for entry in entries if entry.colour is None)
         raise DataError(
-            f"{file}, {without.place}: {shown(without.name)!r} has no colour, and {shown(coloured[0].name)!r} "
-            f"({coloured[0].place}) has one: expected one for each class, or for none"
+            f"{file}, {without.position}: {shown(without.name)!r} has no colour, and {shown(coloured[0].name)!r} "
+            f"({coloured[0].position}) has one: expected one for each class, or for none"
         )
     _check_unique(file, entries, "name", [entry.name for entry in entries])
     if not coloured:
@@ -98,8 +98,8 @@ def _checked(file: Path, entry: _Entry) -> list[int]:
     colour = entry.colour or []
     if len(colour) != 3 or any(type(part) is not int or not 0 <= part <= 255 for part in colour):
         raise DataError(
-            f"{file}, {entry.place}: the colour of {shown(entry.name)!r} is {' '.join(map(str, colour)) or 'empty'}: "
-            "expected three whole numbers from 0 to 255"
+            f"{file}, {entry.position}: the colour of {shown(entry.name)!r} is "
+            f"{' '.join(map(str, colour)) or 'empty'}: expected three whole numbers from 0 to 255"
         )
     return colour
 
@@ -108,6 +108,6 @@ def _check_unique(file: Path, entries: list[_Entry], what: str, values: Sequence
     for i, value in enumerate(values):
         if (first := values.index(value)) != i:
             raise DataError(
-                f"{file}, {entries[i].place}: the {what} of {shown(entries[i].name)!r} is also that of "
-                f"{shown(entries[first].name)!r} ({entries[first].place}): expected another"
+                f"{file}, {entries[i].position}: the {what} of {shown(entries[i].name)!r} is also that of "
+                f"{shown(entries[first].name)!r} ({entries[first].position}): expected another"
             )

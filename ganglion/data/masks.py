@@ -51,7 +51,7 @@ class MaskSource(IndexedSource):
         classes: Sequence[str] | None = None,
         limit: int | None = None,
     ):
-        self.channels = channels
+        self.channels: int = channels
         for folder, what in ((images, "images"), (masks, "masks")):
             if not folder.is_dir():
                 raise DataError(f"there is no folder {folder}: expected the {what}")
@@ -61,7 +61,8 @@ class MaskSource(IndexedSource):
             )
         if colours is not None and len(colours) != len(class_names):
             raise DataError(f"{len(colours)} colours for {len(class_names)} classes: expected one for each")
-        pairs, self.note = _pairs(images, masks)
+        pairs, note = _pairs(images, masks)
+        self.note: str = note
         self._pairs, self._images = pairs[:limit], images
         self._reduce, self._colours = reduce_zero_label, colours
         self._known = list(class_names)
@@ -71,7 +72,7 @@ class MaskSource(IndexedSource):
             raise DataError(
                 f"classes are {wanted}: expected some of {', '.join(map(shown, self._known))}, each once"
             )
-        self.class_names = wanted
+        self.class_names: list[str] | None = wanted
         table = torch.full((256,), -1)
         table[IGNORED] = IGNORED
         for i, name in enumerate(self._known):

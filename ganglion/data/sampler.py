@@ -16,12 +16,12 @@ Key = tuple[int, int]
 
 
 def draw(*words: int) -> int:
-    """A seed of 32 bits for a place in a run, such as (seed, epoch)."""
+    """A seed of 32 bits for a position in a run, such as (seed, epoch)."""
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def draws(count: int, *words: int) -> np.ndarray:
-    """So many seeds of 32 bits (count,) uint32 for a place in a run."""
+    """`count` seeds of 32 bits, uint32, for a position in a run."""
     return np.random.SeedSequence(words).generate_state(count)
 
 
@@ -44,9 +44,13 @@ class TrainSampler(Sampler[Key]):
         world_size: int = 1,
         groups: Sequence[int] | None = None,
     ):
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.epoch, self.start_batch = epoch, start_batch
-        self.rank, self.world_size = rank, world_size
+        self.length: int = length
+        self.batch_size: int = batch_size
+        self.seed: int = seed
+        self.epoch: int = epoch
+        self.start_batch: int = start_batch
+        self.rank: int = rank
+        self.world_size: int = world_size
         if groups is not None and len(groups) != length:
             raise ValueError(f"{len(groups)} groups of {length} images: expected one of each")
         self.groups = groups
@@ -97,9 +101,12 @@ class EvalSampler(Sampler[Key]):
     """
 
     def __init__(self, length: int, *, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.length, self.batch_size, self.rank, self.world_size = length, batch_size, rank, world_size
+        self.length: int = length
+        self.batch_size: int = batch_size
+        self.rank: int = rank
+        self.world_size: int = world_size
         whole = batch_size * world_size
-        self.batches = -(-length // whole)
+        self.batches: int = -(-length // whole)
 
     def __len__(self) -> int:
         return self._per_rank(self.batches - 1) + (self.batches - 1) * self.batch_size if self.batches else 0

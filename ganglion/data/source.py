@@ -81,11 +81,13 @@ class FileSource(IndexedSource):
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        self._files, self.channels, self._max_pixels = files, channels, max_pixels
+        self._files = files
+        self.channels: int = channels
+        self._max_pixels = max_pixels
         self._labels = [class_to_idx[name] for name in classes[:limit]]
         self._classes = 1 + max(class_to_idx.values())
-        self.class_names = names_of(class_to_idx)
-        self.note = without(files.left_out)
+        self.class_names: list[str] | None = names_of(class_to_idx)
+        self.note: str = without(files.left_out)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -126,7 +128,8 @@ class ArraySource(IndexedSource):
         class_map: Mapping[str, int] | None = None,
         limit: int | None = None,
     ):
-        self.channels, self._path = channels, path
+        self.channels: int = channels
+        self._path = path
         self._unreadable: dict[int, str] = {}
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -225,13 +228,14 @@ class ReaderSource(IndexedSource):
         self, dataset: Any, *, channels: int, limit: int | None = None, max_pixels: int = MAX_PIXELS
     ):
         self._reader = reader = getattr(dataset, "reader", dataset)
-        self.channels, self._max_pixels = channels, max_pixels
+        self.channels: int = channels
+        self._max_pixels = max_pixels
         self._length = len(reader) if limit is None else min(len(reader), limit)
         if hasattr(reader, "loader"):  # torchvision's folders: the file, to be decoded here
             reader.loader = functools.partial(open, mode="rb")
         found = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
         self._classes = max(found.values()) + 1 if found else 0
-        self.class_names = names_of(found)
+        self.class_names: list[str] | None = names_of(found)
 
     def __len__(self) -> int:
         return self._length
@@ -277,7 +281,7 @@ def names_of(class_to_idx: Mapping[Any, int]) -> list[str] | None:
     return [shown(name) for name in sorted(class_to_idx, key=class_to_idx.__getitem__)]
 
 
-def foreign(place: object, names: list[str]) -> str:
+def foreign(path: object, names: list[str]) -> str:
     """Message for classes that a class map does not have."""
     few = ", ".join(map(shown, names[:10])) + (", ..." if len(names) > 10 else "")
-    return f"{place} has classes that are not among those known (of the class map, or of training): {few}"
+    return f"{path} has classes that are not among those known (of the class map, or of training): {few}"

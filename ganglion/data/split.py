@@ -48,8 +48,9 @@ class Part(IndexedSource):
 
     def __init__(self, source: IndexedSource, indices: Sequence[int] | np.ndarray):
         self._source, self._indices = source, [int(index) for index in indices]
-        self.channels, self.class_names = source.channels, source.class_names
-        self.note = source.note
+        self.channels: int = source.channels
+        self.class_names: list[str] | None = source.class_names
+        self.note: str = source.note
 
     def first(self, limit: int | None) -> Part:
         """The first N of them."""

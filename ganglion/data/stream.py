@@ -3,8 +3,8 @@
 timm opens them: it finds the shards, their lengths, and the classes. They are read here, because timm's readers decode
 what they read, lose what they cannot decode, and in distributed evaluation repeat and leave out images.
 
-Every loader process of every rank is a place, and there are `places` of them. What a place reads is a function of the
-seed, the epoch, the place and the number of places.
+The loader processes of all ranks are numbered as one sequence of `workers`. What a worker reads is a function of the
+seed, the epoch, its number and how many there are.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class StreamSource(ImageSource):
     """
 
     def __init__(self, class_to_idx: Mapping[str, int], *, length: int, channels: int, max_pixels: int):
-        self._length, self.channels, self._max_pixels = length, channels, max_pixels
-        self.class_names = names_of(class_to_idx)
+        self._length = length
+        self.channels: int = channels
+        self._max_pixels = max_pixels
+        self.class_names: list[str] | None = names_of(class_to_idx)
         self._expected: int | None = None
 
     def __len__(self) -> int:
@@ -72,25 +74,25 @@ class StreamSource(ImageSource):
             raise UnreadableImage(record.reason)
         return read_image(io.BytesIO(record.content), self.channels, self._max_pixels), record.label
 
-    def check_places(self, places: int, workers: int) -> None:
-        """Raise DataError unless each of `places` loader processes, `workers` on a rank, gets training images."""
+    def check_workers(self, workers: int, ranks: int) -> None:
+        """Raise DataError unless each of `workers` loader processes, of all ranks, gets training images."""
 
     @abstractmethod
-    def training(self, place: int, places: int, seed: int, epoch: int) -> Iterator[Record]:
+    def training(self, worker: int, workers: int, seed: int, epoch: int) -> Iterator[Record]:
         """Shuffled records without end."""
 
     @abstractmethod
-    def evaluation(self, place: int, places: int) -> Iterator[Record]:
-        """Records in order; those of all places are all, each once."""
+    def evaluation(self, worker: int, workers: int) -> Iterator[Record]:
+        """Records in order; those of all workers are all, each once."""
 
     @abstractmethod
-    def counts(self, places: int) -> list[int]:
-        """How many records `evaluation` gives to each place."""
+    def counts(self, workers: int) -> list[int]:
+        """How many records `evaluation` gives to each worker."""
 
 
 class ShardSource(StreamSource):
     """WebDataset shards: tar files with an image and a .cls for each key, and an _info.json that says how many images
-    each holds. A place reads shards of its own.
+    each holds. A worker reads shards of its own.
 
     Images are known by their extensions; or are .npy arrays of channels that these cannot have. Hidden files
     are left out. What a shard should hold and cannot be read counts as unreadable.
@@ -122,31 +124,30 @@ class ShardSource(StreamSource):
         self._held = reader.sample_initial_size, reader.sample_shuffle_size
         self._extensions = [extension[1:] for extension in extensions(channels)]
 
-    def check_places(self, places: int, workers: int) -> None:
-        if places > len(self._shards):
-            ranks = places // workers
+    def check_workers(self, workers: int, ranks: int) -> None:
+        if workers > len(self._shards):
             fits = len(self._shards) // ranks
             raise DataError(
-                f"{len(self._shards)} shards for {ranks} devices with {workers} loader processes each: every process "
-                f"needs a shard of its own. Expected "
+                f"{len(self._shards)} shards for {ranks} devices with {workers // ranks} loader processes each: "
+                "every process needs a shard of its own. Expected "
                 + (f"at most {fits} data.workers" if fits else f"at least {ranks} shards")
             )
 
-    def training(self, place: int, places: int, seed: int, epoch: int) -> Iterator[Record]:
+    def training(self, worker: int, workers: int, seed: int, epoch: int) -> Iterator[Record]:
         shards = list(self._shards)
         random.Random(draw(seed, epoch)).shuffle(shards)
-        shards, rng = shards[place::places], random.Random(draw(seed, epoch, place))
+        shards, rng = shards[worker::workers], random.Random(draw(seed, epoch, worker))
         while True:
             # All of a turn comes before any of the next, so that nothing comes twice before everything came once.
             records = (record for shard in shards for record in self._read(*shard))
             yield from _shuffled(records, *self._held, rng)
             rng.shuffle(shards)
 
-    def evaluation(self, place: int, places: int) -> Iterator[Record]:
-        return (record for shard in self._shards[place::places] for record in self._read(*shard))
+    def evaluation(self, worker: int, workers: int) -> Iterator[Record]:
+        return (record for shard in self._shards[worker::workers] for record in self._read(*shard))
 
-    def counts(self, places: int) -> list[int]:
-        return [sum(images for _, images, _ in self._shards[place::places]) for place in range(places)]
+    def counts(self, workers: int) -> list[int]:
+        return [sum(images for _, images, _ in self._shards[worker::workers]) for worker in range(workers)]
 
     def _read(self, file: str, images: int, length: int) -> Iterator[Record]:
         """The first N images of a shard, whatever is left of it."""
@@ -185,7 +186,7 @@ class ShardSource(StreamSource):
 class HubSource(StreamSource):
     """A Hugging Face dataset as a stream.
 
-    Where the number of places divides the number of files, a place reads files of its own in training, else it reads
+    Where the number of workers divides the number of files, a worker reads files of its own in training, else it reads
     all and takes its part. In evaluation it always does, since the number of images in a file is unknown.
     """
 
@@ -214,17 +215,17 @@ class HubSource(StreamSource):
                 raise DataError(f"{self._reader.name}: " + unknown("column", key, features))
         return getattr(features.get(self._reader.target_key), "names", None) or []
 
-    def training(self, place: int, places: int, seed: int, epoch: int) -> Iterator[Record]:
+    def training(self, worker: int, workers: int, seed: int, epoch: int) -> Iterator[Record]:
         from datasets.distributed import split_dataset_by_node
 
         stream = self._open()
         options: dict[str, Any] = {}
         if "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters:
-            # Interleaved files count as one, and each place needs one.
-            options["max_buffer_input_shards"] = max(1, min(10, stream.num_shards // places))
-        # The same seed for all places and turns: they share the files out by the order of the shuffled ones.
+            # Interleaved files count as one, and each worker needs one.
+            options["max_buffer_input_shards"] = max(1, min(10, stream.num_shards // workers))
+        # The same seed for all workers and turns: they share the files out by the order of the shuffled ones.
         stream = stream.shuffle(seed=draw(seed, epoch), buffer_size=self._reader.shuffle_size, **options)
-        part = split_dataset_by_node(stream, place, places)
+        part = split_dataset_by_node(stream, worker, workers)
         while True:
             nothing = True
             for record in self._records(part):
@@ -232,14 +233,14 @@ class HubSource(StreamSource):
                 yield record
             if nothing:
                 raise DataError(
-                    f"{self._reader.name}: there are fewer than {places} images, one for a process"
+                    f"{self._reader.name}: there are fewer than {workers} images, one for a process"
                 )
 
-    def evaluation(self, place: int, places: int) -> Iterator[Record]:
-        return islice(self._records(self._open()), place, len(self), places)
+    def evaluation(self, worker: int, workers: int) -> Iterator[Record]:
+        return islice(self._records(self._open()), worker, len(self), workers)
 
-    def counts(self, places: int) -> list[int]:
-        return [len(range(place, len(self), places)) for place in range(places)]
+    def counts(self, workers: int) -> list[int]:
+        return [len(range(worker, len(self), workers)) for worker in range(workers)]
 
     def _open(self) -> Any:
         import datasets
@@ -276,8 +277,8 @@ def _shuffled(records: Iterator[Record], least: int, most: int, rng: random.Rand
     for record in records:
         held += [record, *islice(records, 1 if len(held) + 1 < most else 0)]
         if len(held) >= min(least, most):
-            place = rng.randrange(len(held))
-            held[place], held[-1] = held[-1], held[place]
+            i = rng.randrange(len(held))
+            held[i], held[-1] = held[-1], held[i]
             yield held.pop()
     rng.shuffle(held)
     yield from held

@@ -44,7 +44,7 @@ class Ragged(list[Tensor]):
 
     def __init__(self, images: Iterable[Tensor] = (), sizes: Iterable[tuple[int, int]] = ()):
         super().__init__(images)
-        self.sizes = list(sizes)
+        self.sizes: list[tuple[int, int]] = list(sizes)
 
     def to(
         self,

@@ -39,7 +39,8 @@ class Outputs(nn.Module):
 
     def __init__(self, model: nn.Module, *, softmax: bool = False):
         super().__init__()
-        self.model, self.softmax = model, softmax
+        self.model: nn.Module = model
+        self.softmax: bool = softmax
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         found = self.model.dense(images) if isinstance(self.model, MaskRCNN) else self.model(images)  # pyright: ignore[reportCallIssue]  a module's methods are unknown to its type

@@ -24,7 +24,7 @@ class ExportError(RuntimeError):
 
     def __init__(self, said: str, report: dict[str, Any] | None = None):
         super().__init__(said)
-        self.report = report or {}
+        self.report: dict[str, Any] = report or {}
 
 
 def prove(kind: str, file: Path, traced: Traced) -> dict[str, Any]:

@@ -6,13 +6,18 @@ IN (npz): `x0`, `x1` ... are the images of runs; `threads`. OUT (npz): `y0_0`, `
 
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 sys.modules["ganglion"] = None  # type: ignore[assignment]  # an import of it fails from here on
 
+#: From images to what the file computes of them.
+Run = Callable[[np.ndarray], Sequence[Any]]
 
-def onnx(file, threads):
+
+def onnx(file: str, threads: int) -> tuple[Run, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -22,7 +27,7 @@ def onnx(file, threads):
     return lambda x: session.run(None, {name: x}), f"onnxruntime {onnxruntime.__version__}"
 
 
-def pt2(file, threads):
+def pt2(file: str, threads: int) -> tuple[Run, str]:
     import torch
 
     torch.set_num_threads(threads)
@@ -35,7 +40,7 @@ def pt2(file, threads):
     return run, f"torch {torch.__version__}"
 
 
-def aoti(file, threads):
+def aoti(file: str, threads: int) -> tuple[Run, str]:
     import torch
 
     torch.set_num_threads(threads)
@@ -48,7 +53,7 @@ def aoti(file, threads):
     return run, f"torch {torch.__version__}"
 
 
-def main(kind, file, given, found):
+def main(kind: str, file: str, given: str, found: str) -> None:
     arrays = dict(np.load(given))
     load = {"onnx": onnx, "pt2": pt2, "aoti": aoti}[kind]
     run, runtime = load(file, int(arrays.pop("threads")))

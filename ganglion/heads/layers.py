@@ -15,8 +15,10 @@ class ConvNormAct(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.conv: nn.Conv2d = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
+        self.bn: nn.BatchNorm2d = nn.BatchNorm2d(out_channels)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,8 +30,8 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, dropout: float):
         super().__init__()
-        self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        self.dropout: nn.Dropout2d = nn.Dropout2d(dropout)
+        self.conv_seg: nn.Conv2d = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.conv_seg.weight, std=0.01)
         assert self.conv_seg.bias is not None
         nn.init.zeros_(self.conv_seg.bias)
@@ -43,7 +45,7 @@ class Neck(nn.Module):
 
     def __init__(self, channels: list[int], out_channels: int, *, extra_level: bool = False):
         super().__init__()
-        self.fpn = FeaturePyramidNetwork(
+        self.fpn: FeaturePyramidNetwork = FeaturePyramidNetwork(
             channels, out_channels, extra_blocks=LastLevelMaxPool() if extra_level else None
         )
         for module in self.fpn.modules():

@@ -68,8 +68,8 @@ class BoxPredictor(nn.Module):
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
-        self.cls_score = nn.Linear(channels, num_classes + 1)
-        self.bbox_pred = nn.Linear(channels, 4 * num_classes)
+        self.cls_score: nn.Linear = nn.Linear(channels, num_classes + 1)
+        self.bbox_pred: nn.Linear = nn.Linear(channels, 4 * num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, channels) -> (n, C + 1), (n, C, 4)."""
@@ -81,8 +81,8 @@ class MaskPredictor(nn.Module):
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
-        self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
-        self.mask_fcn_logits = nn.Conv2d(channels, num_classes, 1)
+        self.conv5_mask: nn.ConvTranspose2d = nn.ConvTranspose2d(channels, channels, 2, 2)
+        self.mask_fcn_logits: nn.Conv2d = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mask_fcn_logits(F.relu(self.conv5_mask(x)))
@@ -99,15 +99,16 @@ class MaskRCNN(nn.Module):
 
     def __init__(self, backbone: Pyramid, *, num_classes: int, config: MaskRCNNConfig):
         super().__init__()
-        self.num_classes, self.config = num_classes, config
-        self.strides = (*STRIDES, 2 * STRIDES[-1])
+        self.num_classes: int = num_classes
+        self.config: MaskRCNNConfig = config
+        self.strides: tuple[int, ...] = (*STRIDES, 2 * STRIDES[-1])
         self.backbone = backbone
-        self.neck = Neck(backbone.channels, config.channels, extra_level=True)
-        self.rpn_head = RPNHead(config.channels, len(config.anchor_ratios))
-        self.box_head = TwoMLPHead(config.channels * 7 * 7, config.box_channels)
-        self.box_predictor = BoxPredictor(config.box_channels, num_classes)
-        self.mask_head = MaskRCNNHeads(config.channels, (config.channels,) * 4, 1)
-        self.mask_predictor = MaskPredictor(config.channels, num_classes)
+        self.neck: Neck = Neck(backbone.channels, config.channels, extra_level=True)
+        self.rpn_head: RPNHead = RPNHead(config.channels, len(config.anchor_ratios))
+        self.box_head: TwoMLPHead = TwoMLPHead(config.channels * 7 * 7, config.box_channels)
+        self.box_predictor: BoxPredictor = BoxPredictor(config.box_channels, num_classes)
+        self.mask_head: MaskRCNNHeads = MaskRCNNHeads(config.channels, (config.channels,) * 4, 1)
+        self.mask_predictor: MaskPredictor = MaskPredictor(config.channels, num_classes)
         self._initialise()
 
     def _initialise(self) -> None:

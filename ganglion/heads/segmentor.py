@@ -36,7 +36,9 @@ class Segmentor(nn.Module):
     ):
         super().__init__()
         self.num_classes = num_classes
-        self.backbone, self.neck, self.decode_head = backbone, neck, decode_head
+        self.backbone: Pyramid = backbone
+        self.neck: Neck | None = neck
+        self.decode_head: UperNetHead | SemanticFPNHead = decode_head
         self.auxiliary_head = auxiliary_head
 
     def forward(self, images: Any) -> Any:

@@ -34,7 +34,7 @@ class SemanticFPNHead(Classifier):
 
     def __init__(self, in_channels: list[int], num_classes: int, config: SemanticFPNConfig):
         super().__init__(config.channels, num_classes, config.dropout)
-        self.scale_heads = nn.ModuleList()
+        self.scale_heads: nn.ModuleList = nn.ModuleList()
         for i, channels in enumerate(in_channels):
             steps: list[nn.Module] = []
             for k in range(max(1, i)):

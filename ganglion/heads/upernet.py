@@ -39,14 +39,18 @@ class UperNetHead(Classifier):
     def __init__(self, in_channels: list[int], num_classes: int, config: UperNetConfig):
         super().__init__(config.channels, num_classes, config.dropout)
         channels, top = config.channels, in_channels[-1]
-        self.psp_modules = nn.ModuleList(
+        self.psp_modules: nn.ModuleList = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNormAct(top, channels, 1))
             for scale in config.pool_scales
         )
-        self.bottleneck = ConvNormAct(top + len(config.pool_scales) * channels, channels, 3)
-        self.lateral_convs = nn.ModuleList(ConvNormAct(c, channels, 1) for c in in_channels[:-1])
-        self.fpn_convs = nn.ModuleList(ConvNormAct(channels, channels, 3) for _ in in_channels[:-1])
-        self.fpn_bottleneck = ConvNormAct(len(in_channels) * channels, channels, 3)
+        self.bottleneck: ConvNormAct = ConvNormAct(top + len(config.pool_scales) * channels, channels, 3)
+        self.lateral_convs: nn.ModuleList = nn.ModuleList(
+            ConvNormAct(c, channels, 1) for c in in_channels[:-1]
+        )
+        self.fpn_convs: nn.ModuleList = nn.ModuleList(
+            ConvNormAct(channels, channels, 3) for _ in in_channels[:-1]
+        )
+        self.fpn_bottleneck: ConvNormAct = ConvNormAct(len(in_channels) * channels, channels, 3)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         top = maps[-1]
@@ -67,8 +71,8 @@ class AuxiliaryHead(Classifier):
 
     def __init__(self, in_channels: list[int], num_classes: int, config: UperNetConfig):
         super().__init__(config.aux_channels, num_classes, config.dropout)
-        self.convs = nn.Sequential(ConvNormAct(in_channels[2], config.aux_channels, 3))
-        self.weight = config.aux_weight
+        self.convs: nn.Sequential = nn.Sequential(ConvNormAct(in_channels[2], config.aux_channels, 3))
+        self.weight: float = config.aux_weight
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return self.conv_seg(self.dropout(self.convs(maps[2])))

@@ -39,8 +39,8 @@ class Concat(nn.Module):
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         width = (n_earlier + 1) * dim
-        self.norm = make_norm("gn", width, **dd)
-        self.ffn = ConvFFN(width, 2 * dim, out_channels, **dd)
+        self.norm: nn.Module = make_norm("gn", width, **dd)
+        self.ffn: ConvFFN = ConvFFN(width, 2 * dim, out_channels, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         return self.ffn(self.norm(torch.cat([x] + earlier, 1)))
@@ -58,11 +58,11 @@ class ConcatQueryValue(nn.Module):
         super().__init__()
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.d_norm = make_norm("gn", n_earlier * dim, **dd)
-        self.d_proj = project_earlier(dim, n_earlier, dim, dd)
-        self.q = Chain(*conv_bn(dim, dd))
-        self.v = Chain(*conv_bn(dim, dd))
-        self.ffn = ConvFFN(2 * dim, dim, out_channels, **dd)
+        self.d_norm: nn.Module = make_norm("gn", n_earlier * dim, **dd)
+        self.d_proj: Chain = project_earlier(dim, n_earlier, dim, dd)
+        self.q: Chain = Chain(*conv_bn(dim, dd))
+        self.v: Chain = Chain(*conv_bn(dim, dd))
+        self.ffn: ConvFFN = ConvFFN(2 * dim, dim, out_channels, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         v = self.v(self.d_proj(self.d_norm(torch.cat(earlier, 1))))
@@ -109,15 +109,16 @@ class SpatialDMCA(nn.Module):
         super().__init__()
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.sr_ratio, self.multi_scale = sr_ratio, multi_scale
-        self.d_norm = make_norm("gn", n_earlier * dim, **dd)
-        self.d_proj = project_earlier(dim, n_earlier, 2 * dim, dd)
-        self.q = Chain(*conv_bn(dim, dd))
+        self.sr_ratio: int = sr_ratio
+        self.multi_scale: bool = multi_scale
+        self.d_norm: nn.Module = make_norm("gn", n_earlier * dim, **dd)
+        self.d_proj: Chain = project_earlier(dim, n_earlier, 2 * dim, dd)
+        self.q: Chain = Chain(*conv_bn(dim, dd))
         reduce = nn.Identity() if multi_scale else spatial_reduction(dim, sr_ratio, dd)
-        self.k = Chain(reduce, *conv_bn(dim, dd))
-        self.v = nn.Identity() if multi_scale else Chain(*conv_bn(dim, dd))
-        self.attention = SpatialAttention(groups)
-        self.fusion = Fusion(dim, out_channels, **dd)
+        self.k: Chain = Chain(reduce, *conv_bn(dim, dd))
+        self.v: nn.Identity | Chain = nn.Identity() if multi_scale else Chain(*conv_bn(dim, dd))
+        self.attention: SpatialAttention = SpatialAttention(groups)
+        self.fusion: Fusion = Fusion(dim, out_channels, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         q = self.q(x)
@@ -144,10 +145,10 @@ class MergedTokens(nn.Module):
     def __init__(self, dim: int, sr_ratio: int, *, device: Device = None, dtype: DType = None):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm = make_norm("gn", dim, **dd)
-        self.calibrate = nn.Parameter(torch.ones(dim, 1, 1, **dd))
-        self.merge = spatial_reduction(dim, sr_ratio, dd)
-        self.project = nn.Linear(dim, 2 * dim, **dd)
+        self.norm: nn.Module = make_norm("gn", dim, **dd)
+        self.calibrate: nn.Parameter = nn.Parameter(torch.ones(dim, 1, 1, **dd))
+        self.merge: nn.Module = spatial_reduction(dim, sr_ratio, dd)
+        self.project: nn.Linear = nn.Linear(dim, 2 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(to_tokens(self.merge(self.norm(x) * self.calibrate)))
@@ -175,11 +176,11 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.out_channels = out_channels
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.kv = nn.ModuleList([MergedTokens(dim, sr_ratio, **dd) for _ in range(n_earlier)])
-        self.q = nn.Linear(dim, dim, **dd)
-        self.attention = SpatialAttention(groups)
-        self.proj = nn.Linear(dim, dim, **dd)
-        self.in_proj = nn.Linear(2 * dim, out_channels, **dd)
+        self.kv: nn.ModuleList = nn.ModuleList([MergedTokens(dim, sr_ratio, **dd) for _ in range(n_earlier)])
+        self.q: nn.Linear = nn.Linear(dim, dim, **dd)
+        self.attention: SpatialAttention = SpatialAttention(groups)
+        self.proj: nn.Linear = nn.Linear(dim, dim, **dd)
+        self.in_proj: nn.Linear = nn.Linear(2 * dim, out_channels, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         tokens: list[Tensor] = []

@@ -250,12 +250,12 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.conv = nn.Conv2d(
+        self.conv: nn.Conv2d = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias, **dd
         )
-        self.norm = make_norm(norm, out_channels, **dd)
-        self.act = nn.GELU() if act else nn.Identity()
-        self.unpadded = 0 if padding else kernel_size
+        self.norm: nn.Module = make_norm(norm, out_channels, **dd)
+        self.act: nn.GELU | nn.Identity = nn.GELU() if act else nn.Identity()
+        self.unpadded: int = 0 if padding else kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unpadded > 0:
@@ -291,9 +291,10 @@ class PatchMerging(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm = make_norm(norm, 4 * in_channels, **dd)
-        self.reduction = nn.Linear(4 * in_channels, out_channels, bias=False, **dd)
-        self.stride, self.dilation = 2, 1
+        self.norm: nn.Module = make_norm(norm, 4 * in_channels, **dd)
+        self.reduction: nn.Linear = nn.Linear(4 * in_channels, out_channels, bias=False, **dd)
+        self.stride: int = 2
+        self.dilation: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(patches(x, self.stride, self.dilation))

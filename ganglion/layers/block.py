@@ -41,11 +41,15 @@ class Block(nn.Module):
         self.post_norm = post_norm
         self.norm1 = norm1
         self.mixer = mixer
-        self.ls1 = IdentityScale(dim, **dd) if layer_scale and mixer is not None else nn.Identity()
+        self.ls1: IdentityScale | nn.Identity = (
+            IdentityScale(dim, **dd) if layer_scale and mixer is not None else nn.Identity()
+        )
         self.norm2 = norm2
         self.mlp = mlp
-        self.ls2 = IdentityScale(dim, **dd) if layer_scale and mlp is not None else nn.Identity()
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.ls2: IdentityScale | nn.Identity = (
+            IdentityScale(dim, **dd) if layer_scale and mlp is not None else nn.Identity()
+        )
+        self.drop_path: DropPath | nn.Identity = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, features: Tensor | list[Tensor]) -> Tensor:
         """x, or x and the earlier features -> (B, C, H, W)."""
@@ -92,8 +96,8 @@ class IdentityScale(nn.Module):
 
     def __init__(self, dim: int, *, device: Device = None, dtype: DType = None):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim, 1, 1, 1, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
+        self.weight: nn.Parameter = nn.Parameter(torch.ones(dim, 1, 1, 1, device=device, dtype=dtype))
+        self.bias: nn.Parameter = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.bias.view(1, -1, 1, 1), x, self.weight.view(1, -1, 1, 1))

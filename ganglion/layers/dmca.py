@@ -35,7 +35,7 @@ class ChannelAttention(nn.Module):
         self.groups = groups
         # The published start: 1 / sqrt of the number of reduced pixels of an 800 x 1333 image.
         start = (800 * 1333 / 16 / 64) ** -0.5
-        self.scale = (
+        self.scale: nn.Parameter | None = (
             nn.Parameter(torch.full((1,), start, device=device, dtype=dtype)) if learned_scale else None
         )
 
@@ -101,14 +101,16 @@ class DMCA(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.out_channels, self.sr_ratio, self.skip = out_channels, sr_ratio, skip
-        self.d_norm = make_norm("gn", n_earlier * dim, halves=True, **dd)
-        self.d_proj = project_earlier(dim, n_earlier, 2 * dim, dd)
-        self.q = Chain(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
-        self.k = Chain(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
-        self.v = Chain(*conv_bn(dim, dd))
-        self.attention = ChannelAttention(groups, learned_scale=learned_scale, **dd)
-        self.fusion = Fusion(dim, out_channels, parts=3 if skip else 1, **dd)
+        self.out_channels: int = out_channels
+        self.sr_ratio: int = sr_ratio
+        self.skip: bool = skip
+        self.d_norm: nn.Module = make_norm("gn", n_earlier * dim, halves=True, **dd)
+        self.d_proj: Chain = project_earlier(dim, n_earlier, 2 * dim, dd)
+        self.q: Chain = Chain(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
+        self.k: Chain = Chain(spatial_reduction(dim, sr_ratio, dd), *conv_bn(dim, dd))
+        self.v: Chain = Chain(*conv_bn(dim, dd))
+        self.attention: ChannelAttention = ChannelAttention(groups, learned_scale=learned_scale, **dd)
+        self.fusion: Fusion = Fusion(dim, out_channels, parts=3 if skip else 1, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, C, H, W), normalised. earlier: L maps (B, C, H, W). Returns (B, out_channels, H, W)."""
@@ -160,7 +162,8 @@ class Fusion(nn.Sequential):
             nn.GELU(),
             nn.Conv2d(width, out_channels - pad, 1, groups=parts, **dd),
         )
-        self.parts, self.pad = parts, pad
+        self.parts: int = parts
+        self.pad: int = pad
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape

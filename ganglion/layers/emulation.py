@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +28,9 @@ def emulated(x: Tensor) -> bool:
 class Float32Products(TorchFunctionMode):
     """Linear layers and convolutions of emulated dtypes run in float32, whichever module they are in."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if args and func in (F.linear, F.conv2d) and emulated(args[0]):
             full = [a.float() if isinstance(a, Tensor) else a for a in args]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.fx
@@ -22,7 +22,7 @@ class Mixer(nn.Module):
     Raises TypeError without that attribute and ValueError if it is not `channels`.
     """
 
-    __constants__ = ("aggregates",)
+    __constants__: ClassVar[tuple[str, ...]] = ("aggregates",)
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Mixer(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.aggregates = in_proj is not None
+        self.aggregates: bool = in_proj is not None
         if in_proj is not None:
             found = getattr(in_proj, "out_channels", None)
             if found is None:
@@ -44,7 +44,7 @@ class Mixer(nn.Module):
                 raise TypeError(f"in_proj {name} has no attribute out_channels: expected {channels} there")
             if found != channels:
                 raise ValueError(f"in_proj returns {found} channels, expected {channels}")
-        self.in_proj = nn.Linear(dim, channels, bias=bias, **dd) if in_proj is None else in_proj
+        self.in_proj: nn.Module = nn.Linear(dim, channels, bias=bias, **dd) if in_proj is None else in_proj
 
     def project(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x and the earlier features -> (B, H * W, channels)."""

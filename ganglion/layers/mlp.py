@@ -45,9 +45,9 @@ class Mlp(nn.Module):
     def __init__(self, in_features: int, hidden_features: int, *, device: Device = None, dtype: DType = None):
         super().__init__()
         self.hidden_features = hidden_features
-        self.fc1 = nn.Linear(in_features, hidden_features, device=device, dtype=dtype)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_features, in_features, device=device, dtype=dtype)
+        self.fc1: nn.Linear = nn.Linear(in_features, hidden_features, device=device, dtype=dtype)
+        self.act: nn.GELU = nn.GELU()
+        self.fc2: nn.Linear = nn.Linear(hidden_features, in_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x_BLC = to_tokens(x)
@@ -86,10 +86,10 @@ class ConvFFN(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.hidden_features = hidden_features
-        self.fc1 = nn.Linear(in_features, hidden_features, **dd)
-        self.dwconv = ResidualDWConv(hidden_features, **dd)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_features, out_features or in_features, **dd)
+        self.fc1: nn.Linear = nn.Linear(in_features, hidden_features, **dd)
+        self.dwconv: ResidualDWConv = ResidualDWConv(hidden_features, **dd)
+        self.act: nn.GELU = nn.GELU()
+        self.fc2: nn.Linear = nn.Linear(hidden_features, out_features or in_features, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():

@@ -95,23 +95,30 @@ class SS2D(Mixer):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = int(ssm_ratio * dim)
         super().__init__(dim, inner * (2 if gate else 1), in_proj, bias=bias, **dd)
-        self.d_inner, self.d_state, self.dt_rank = inner, d_state, dt_rank or math.ceil(dim / 16)
-        self.gate, self.backend = gate, backend
-        self.cascade = scan == "cascade2d"
-        self.routes = [route.code for route in (_CASCADE if self.cascade else pattern(scan))]
+        self.d_inner: int = inner
+        self.d_state: int = d_state
+        self.dt_rank: int = dt_rank or math.ceil(dim / 16)
+        self.gate: bool = gate
+        self.backend: str = backend
+        self.cascade: bool = scan == "cascade2d"
+        self.routes: list[int] = [route.code for route in (_CASCADE if self.cascade else pattern(scan))]
         n_routes = len(self.routes)
 
-        self.conv = DepthwiseConv2d(inner, d_conv, bias=conv_bias, **dd) if d_conv > 0 else nn.Identity()
-        self.act = make_act(act)
-        self.gate_act = make_act(act) if gate_act else nn.Identity()
-        self.x_proj_weight = nn.Parameter(torch.empty(n_routes, self.dt_rank + 2 * d_state, inner, **dd))
-        self.dt_projs_weight = nn.Parameter(torch.empty(n_routes, inner, self.dt_rank, **dd))
-        self.dt_projs_bias = nn.Parameter(torch.empty(n_routes, inner, **dd))
-        self.A_logs = nn.Parameter(torch.empty(n_routes * inner, d_state, **dd))
-        self.Ds = nn.Parameter(torch.empty(n_routes * inner, **dd))
-        self.out_norm = _make_out_norm(out_norm, inner, not (gate or out_act), dd)
-        self.out_act = nn.GELU() if out_act else nn.Identity()
-        self.out_proj = nn.Linear(inner, dim, bias=bias, **dd)
+        self.conv: DepthwiseConv2d | nn.Identity = (
+            DepthwiseConv2d(inner, d_conv, bias=conv_bias, **dd) if d_conv > 0 else nn.Identity()
+        )
+        self.act: nn.Module = make_act(act)
+        self.gate_act: nn.Module = make_act(act) if gate_act else nn.Identity()
+        self.x_proj_weight: nn.Parameter = nn.Parameter(
+            torch.empty(n_routes, self.dt_rank + 2 * d_state, inner, **dd)
+        )
+        self.dt_projs_weight: nn.Parameter = nn.Parameter(torch.empty(n_routes, inner, self.dt_rank, **dd))
+        self.dt_projs_bias: nn.Parameter = nn.Parameter(torch.empty(n_routes, inner, **dd))
+        self.A_logs: nn.Parameter = nn.Parameter(torch.empty(n_routes * inner, d_state, **dd))
+        self.Ds: nn.Parameter = nn.Parameter(torch.empty(n_routes * inner, **dd))
+        self.out_norm: nn.Module = _make_out_norm(out_norm, inner, not (gate or out_act), dd)
+        self.out_act: nn.GELU | nn.Identity = nn.GELU() if out_act else nn.Identity()
+        self.out_proj: nn.Linear = nn.Linear(inner, dim, bias=bias, **dd)
         self.reset_scan_parameters(ssm_init)
 
     def reset_scan_parameters(self, init: SSMInit = "v0") -> None:

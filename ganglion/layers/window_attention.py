@@ -66,8 +66,9 @@ class WindowAttention2d(Mixer):
     ):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(dim, 3 * dim, in_proj, **dd)
-        self.window, self.shift = window, shift
-        self.attention = WindowAttention(dim, heads, window, **dd)
+        self.window: int = window
+        self.shift: bool = shift
+        self.attention: WindowAttention = WindowAttention(dim, heads, window, **dd)
 
     def forward(self, x: Tensor, earlier: list[Tensor]) -> Tensor:
         """x: (B, dim, H, W). earlier: the features a ganglion layer reads, each (B, dim, H, W)."""

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import reinit_non_persistent_buffers
@@ -90,9 +89,9 @@ class Stage(nn.Module):
             raise ValueError(f"{len(blocks)} blocks for a plan of depth {plan.depth}")
         if dpe is not None and len(dpe) != plan.depth:
             raise ValueError(f"{len(dpe)} position encodings for a plan of depth {plan.depth}")
-        self.downsample = downsample if downsample is not None else nn.Identity()
-        self.dpe = nn.ModuleList(dpe if dpe is not None else [nn.Identity() for _ in blocks])
-        self.blocks = nn.ModuleList(blocks)
+        self.downsample: nn.Module = downsample if downsample is not None else nn.Identity()
+        self.dpe: nn.ModuleList = nn.ModuleList(dpe if dpe is not None else [nn.Identity() for _ in blocks])
+        self.blocks: nn.ModuleList = nn.ModuleList(blocks)
         self.plan = plan
         self.grad_checkpointing = False
         self._reads = [list(read) for read in plan.reads]
@@ -147,29 +146,6 @@ def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before):
             norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-class PositionEmbedding(nn.Module):
-    """A learned map added to the features, resized to their size (VMamba's `posembed`)."""
-
-    def __init__(self, channels: int, size: tuple[int, int], *, device: Device = None, dtype: DType = None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, channels, *size, device=device, dtype=dtype))
-        nn.init.trunc_normal_(self.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + resize_like(self.weight, x)
-
-
-@torch.fx.wrap
-def resize_like(embed: Tensor, x: Tensor) -> Tensor:
-    """(1, C, h, w) -> (1, C, H, W), the size of x, bicubic."""
-    if not torch.jit.is_scripting():
-        if torch.compiler.is_exporting():  # a branch would tie the program to sizes
-            return F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
-    if embed.shape[2:] == x.shape[2:]:
-        return embed
-    return F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
 
 
 def _rename(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -256,7 +232,7 @@ class Backbone(nn.Module):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        pos_embed: PositionEmbedding | None = None,
+        pos_embed: nn.Module | None = None,
         out_norms: Sequence[nn.Module] | None = None,
         output_stride: int = 32,
         device: Device = None,
@@ -265,12 +241,14 @@ class Backbone(nn.Module):
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride is {output_stride!r}: expected 32, 16 or 8")
-        self.num_classes, self.in_chans = num_classes, in_chans
-        self.num_features = self.head_hidden_size = dims[-1]
-        self.grad_checkpointing = False
+        self.num_classes: int = num_classes
+        self.in_chans: int = in_chans
+        self.num_features: int = dims[-1]
+        self.head_hidden_size: int = dims[-1]
+        self.grad_checkpointing: bool = False
         self.stem = stem
-        self.pos_embed = pos_embed if pos_embed is not None else nn.Identity()
-        self.stages = nn.Sequential(*stages)
+        self.pos_embed: nn.Module = pos_embed if pos_embed is not None else nn.Identity()
+        self.stages: nn.Sequential = nn.Sequential(*stages)
         self.feature_info: list[dict[str, Any]] = []
         stride, dilation = patch_size, 1
         for i, (stage, dim) in enumerate(zip(stages, dims, strict=True)):
@@ -280,10 +258,10 @@ class Backbone(nn.Module):
             elif i:
                 stride *= 2
             self.feature_info.append({"num_chs": dim, "reduction": stride, "module": f"stages.{i}"})
-        self.has_out_norms = out_norms is not None
-        self.out_norms = OutNorms(out_norms if out_norms is not None else [nn.Identity() for _ in stages])
-        self.norm = norm
-        self.head = ClassifierHead(
+        self.has_out_norms: bool = out_norms is not None
+        self.out_norms: nn.ModuleList = OutNorms(out_norms or [nn.Identity() for _ in stages])
+        self.norm: nn.Module = norm
+        self.head: ClassifierHead = ClassifierHead(
             dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
         )
         self.register_load_state_dict_pre_hook(_rename)

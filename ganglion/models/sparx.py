@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from timm.layers import calculate_drop_path_rates
-from timm.models import generate_default_cfgs, register_model
+from timm.models import DefaultCfg, generate_default_cfgs, register_model
 from torch import nn
 
 from ..config import check_kernel, check_literals, check_positive
@@ -314,7 +314,7 @@ def sparx_cfg(**kwargs: Any) -> dict[str, Any]:
     return default_cfg(**{"crop_pct": 0.95, "paper_ids": "arXiv:2409.09649", **kwargs})
 
 
-default_cfgs = generate_default_cfgs(
+default_cfgs: dict[str, DefaultCfg] = generate_default_cfgs(
     {
         "sparx_mamba_tiny.in1k": sparx_cfg(url=_RELEASES + "sparx_mamba_tiny_in1k.pth", crop_pct=0.9),
         "sparx_mamba_small.in1k": sparx_cfg(url=_RELEASES + "sparx_mamba_small_in1k.pth"),

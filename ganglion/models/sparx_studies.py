@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import DefaultCfg, generate_default_cfgs, register_model
 
 from .registry import build
 from .sparx import SparX, SparXConfig, sparx_cfg
 
 _SMALL_IMAGES = {"input_size": (3, 32, 32), "pool_size": (1, 1), "crop_pct": 1.0}
 
-default_cfgs = generate_default_cfgs(
+default_cfgs: dict[str, DefaultCfg] = generate_default_cfgs(
     {
         "sparx_mamba_tiny_dgc.untrained": sparx_cfg(crop_pct=0.9),
         "sparx_mamba_tiny_dsn.untrained": sparx_cfg(crop_pct=0.9),

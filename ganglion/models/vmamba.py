@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from timm.layers import calculate_drop_path_rates
-from timm.models import generate_default_cfgs, register_model
+from timm.models import DefaultCfg, generate_default_cfgs, register_model
 from torch import nn
 
 from ..config import check_kernel, check_literals, check_positive
 from ..layers.basic import Act, Device, DType, make_norm
 from ..layers.block import Block
 from ..layers.mlp import GatedMlp, Mlp
+from ..layers.position_embedding import PositionEmbedding
 from ..layers.ss2d import SS2D, OutNorm, Scan, SSMInit
 from ..layers.stem import Downsample, conv_stem, make_downsample, patch_stem
 from . import connections
-from .backbone import Backbone, PositionEmbedding, Stage
+from .backbone import Backbone, Stage
 from .registry import build, default_cfg
 
 
@@ -201,7 +202,7 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     return default_cfg(url=url, paper_ids="arXiv:2401.10166", **kwargs)
 
 
-default_cfgs = generate_default_cfgs(
+default_cfgs: dict[str, DefaultCfg] = generate_default_cfgs(
     {
         "vmamba_tiny_s2l5.in1k": _cfg("%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth"),
         "vmamba_small_s2l15.in1k": _cfg("%23v2cls/vssm_small_0229_ckpt_epoch_222.pth"),

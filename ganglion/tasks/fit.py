@@ -134,7 +134,7 @@ class FitCLI(LightningCLI):
         parser.set_defaults(_DEFAULTS | monitor)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(self._argv)
+        self.config: Namespace = parser.parse_args(self._argv)
 
     def instantiate_classes(self) -> None:
         try:

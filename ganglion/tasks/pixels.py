@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,22 @@ def to_pixels(image: Raw) -> Tensor:
         return image
     values = np.array(image)
     return torch.from_numpy(values[None] if values.ndim == 2 else values.transpose(2, 0, 1).copy())
+
+
+class Normalise:
+    """Of pixels (C, h, w): (pixels - mean) / std, float32.
+
+    data_config: with input_size, of which the first is C, and mean and std from 0 to 1, one or C of them each.
+    """
+
+    def __init__(self, data_config: Mapping[str, Any]):
+        channels = data_config["input_size"][0]
+        self._mean, self._std = (
+            255 * torch.tensor(data_config[name]).expand(channels)[:, None, None] for name in ("mean", "std")
+        )
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return (pixels.float() - self._mean) / self._std
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -51,7 +51,7 @@ class Recorder(Callback):
     """
 
     def __init__(self) -> None:
-        self.started = False
+        self.started: bool = False
         self._write: Callable[[], None] | None = None
         self._resumed = False
 

@@ -23,7 +23,8 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.0, warmup: bool = False):
         check_range("ema.decay", decay, 0, below=1)
-        self.decay, self.warmup = decay, warmup
+        self.decay: float = decay
+        self.warmup: bool = warmup
         super().__init__(multi_avg_fn=self._average)
 
     def _average(self, averaged: list[Tensor], current: list[Tensor], n: Tensor | int) -> None:

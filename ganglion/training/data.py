@@ -51,8 +51,11 @@ class TaskData(pl.LightningDataModule):
         check_range("data.workers", workers, 0)
         check_range("data.max_unreadable", max_unreadable, 0, 1)
         check_range("seed_everything", seed, 0)
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
-        self.workers, self.max_unreadable, self.seed = workers, max_unreadable, seed
+        self.batch_size: int = batch_size
+        self.val_batch_size: int = val_batch_size or batch_size
+        self.workers: int = workers
+        self.max_unreadable: float = max_unreadable
+        self.seed: int = seed
         self._sources: dict[PartName, ImageSource] = {}
 
     def open(self, part: PartName) -> ImageSource:

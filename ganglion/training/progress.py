@@ -43,7 +43,8 @@ class Progress(ProgressBar):
         if show not in (valid := ("auto", "bar", "lines", "off")):
             raise ValueError("Progress.show: " + unknown("value", show, valid))
         check_range("progress.every_n_seconds", every_n_seconds, above=0)
-        self.show, self.every_n_seconds = show, every_n_seconds
+        self.show = show
+        self.every_n_seconds: float = every_n_seconds
         self._enabled = show != "off"
         self._bar = self._header = False
         self._images = self._seconds = self._mark = self._shown = 0.0

@@ -27,7 +27,7 @@ def changed_length(before: Mapping[str, int], now: Mapping[str, int]) -> list[st
 def change_batches(
     checkpoint: dict[str, Any], now: Mapping[str, int], images: int, world_size: int, accumulated: int
 ) -> None:
-    """Count the place in the epoch, as the checkpoint has it, in batches of this command's size.
+    """Count the position in the epoch, as the checkpoint has it, in batches of this command's size.
 
     now: images of a "step" of the optimizer and of a "batch", over all devices. images: of the epoch.
 

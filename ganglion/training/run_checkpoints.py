@@ -72,7 +72,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 + (", ".join(p.name for p in list_checkpoints(target.parent)) or "there are none")
             ) from error
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         content, self.content = self.content, None
         return content if content is not None and Path(path) == self.path else read_checkpoint(Path(path))
 

@@ -39,7 +39,9 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config, self.model, self.checkpoints = path / CONFIG, path / MODEL, path / CHECKPOINTS
+        self.config: Path = path / CONFIG
+        self.model: Path = path / MODEL
+        self.checkpoints: Path = path / CHECKPOINTS
 
     @contextlib.contextmanager
     def held(self, tell: Callable[[str], None] = print) -> Iterator[None]:

@@ -28,7 +28,8 @@ class Interrupted(Exception):
 
     def __init__(self, reason: str, path: Path, signum: int | None = None):
         super().__init__(f"{reason}: training interrupted; saved {path}")
-        self.path, self.signum = path, signum
+        self.path: Path = path
+        self.signum: int | None = signum
 
 
 class Checkpoints(Checkpoint):
@@ -61,12 +62,12 @@ class Checkpoints(Checkpoint):
         check_range("checkpoint.every_n_minutes", every_n_minutes, above=0)
         if mode not in ("max", "min"):
             raise ValueError(f"checkpoint.mode is {mode!r}: expected 'max' or 'min'")
-        self.keep, self.monitor, self.mode = keep, monitor, mode
-        self.every_n_epochs, self.every_n_steps, self.every_n_minutes = (
-            every_n_epochs,
-            every_n_steps,
-            every_n_minutes,
-        )
+        self.keep: int = keep
+        self.monitor: str | None = monitor
+        self.mode = mode
+        self.every_n_epochs: int = every_n_epochs
+        self.every_n_steps: int | None = every_n_steps
+        self.every_n_minutes: float | None = every_n_minutes
         self.best: float | None = None
         self._signal: int | None = None
         self._saved_step = -1

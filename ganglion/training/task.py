@@ -42,7 +42,7 @@ class Task(pl.LightningModule):
     trainer it is built when it is first used: `task.loss(batch)` then is a loss, and nothing else is needed.
 
     Every training step seeds Python's, NumPy's and torch's generators from (seed, epoch, batch, rank). What drop path
-    and mixup draw therefore depends on the place in the run alone, and a resumed run equals an uninterrupted one.
+    and mixup draw therefore depends on the position in the run alone, and a resumed run equals an uninterrupted one.
 
     Args:
         optimizer: see `optimizer`.
@@ -78,19 +78,19 @@ class Task(pl.LightningModule):
         compile: bool = False,
     ):
         super().__init__()
-        self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
-        self.grad_checkpointing, self.channels_last, self.compiled = (
-            grad_checkpointing,
-            channels_last,
-            compile,
-        )
+        self.optimizer: OptimizerConfig = optimizer
+        self.schedule: ScheduleConfig = schedule
+        self.seed: int = seed
+        self.grad_checkpointing: bool = grad_checkpointing
+        self.channels_last: bool = channels_last
+        self.compiled: bool = compile
         #: What the last validation of this epoch measured; empty in an epoch without one.
         self.measured: dict[str, float] = {}
         #: Set for a run that ended before its last step, by early stopping, and must not resume.
         self.ended = False
         self._lr_scale, self._updates_per_epoch = 1.0, 1
         #: Epochs of the run and optimizer steps of an epoch, once the optimizer is made.
-        self.length = (0.0, 1)
+        self.length: tuple[float, int] = (0.0, 1)
         self._losses: list[Tensor] = []
         self._loss_sum = self._loss_count = 0.0
         self._resumed, self._notes = False, list[str]()

@@ -139,19 +139,19 @@ def test_resumed_stream_goes_on_where_it_was(root, workers):
     assert not torch.equal(whole[0][0], batches(2)[0][0])
 
 
-@pytest.mark.parametrize("places", [1, 2, 3, 5])
-def test_training_places_share_nothing(root, places):
-    """As many places as files, more, or fewer: together they read everything before anything again."""
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_training_workers_share_nothing(root, workers):
+    """As many workers as files, more, or fewer: together they read everything before anything again."""
     stream = source(root, training=True)
     shares = []
-    for place in range(places):
-        records, share = stream.training(place, places, 0, 3), []
+    for worker in range(workers):
+        records, share = stream.training(worker, workers, 0, 3), []
         while (name := next(records).name) not in share:
             share.append(name)
         shares.append(share)
     assert sorted(name for share in shares for name in share) == [f"{n:04d}.png" for n in range(IMAGES)]
     assert shares[0] != sorted(shares[0])
-    if places == 3:  # a file for each
+    if workers == 3:  # a file for each
         assert sorted(map(len, shares)) == sorted(LENGTHS)
 
 

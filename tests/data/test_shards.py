@@ -127,16 +127,16 @@ def test_order_changes_with_seed_and_epoch(root):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_training_places_share_nothing(root, ranks, workers):
+def test_training_workers_share_nothing(root, ranks, workers):
     """Every process has shards of its own; together they read all of them."""
-    places = ranks * max(1, workers)
+    total = ranks * max(1, workers)
     stream = source(root)
     whose: dict[int, int] = {}
-    for place in range(places):
-        records = stream.training(place, places, 0, 3)
+    for worker in range(total):
+        records = stream.training(worker, total, 0, 3)
         for record in (next(records) for _ in range(60)):
             n = number(plain(stream.decode(record)[0]))
-            assert whose.setdefault(n, place) == place
+            assert whose.setdefault(n, worker) == worker
     assert sorted(whose) == list(range(38))
     batches = [
         numbers(
@@ -170,12 +170,12 @@ def only_noise(image) -> torch.Tensor:
 
 def test_augmentation_differs_between_images_epochs_and_ranks(root):
     drawn: list[float] = []
-    for place in ({"epoch": 0}, {"epoch": 1}, {"seed": 1}, {"rank": 1}, {"workers": 2}):
-        processes = Processes(world_size=2, rank=place.pop("rank", 0), workers=place.pop("workers", 0))
-        options = {"batch_size": 3, "seed": 0, "processes": processes} | place
+    for position in ({"epoch": 0}, {"epoch": 1}, {"seed": 1}, {"rank": 1}, {"workers": 2}):
+        processes = Processes(world_size=2, rank=position.pop("rank", 0), workers=position.pop("workers", 0))
+        options = {"batch_size": 3, "seed": 0, "processes": processes} | position
         loader = train_loader(source(root), only_noise, **options)
         drawn += [v for batch in loader for v in batch.images.flatten().tolist()]
-    # The first process of rank 0 is the same place, however many others there are.
+    # The first process of rank 0 is the same worker, however many others there are.
     assert len(drawn) == 5 * 18 and len(set(drawn)) >= 4 * 18
 
 

@@ -22,7 +22,7 @@ from ganglion.tasks import fit
 from ganglion.tasks.detection import rle
 from ganglion.tasks.detection.data import DetectionData
 from ganglion.tasks.detection.metrics import CocoMetrics
-from ganglion.tasks.detection.overlay import colour, free_place
+from ganglion.tasks.detection.overlay import colour, free_box
 from ganglion.tasks.detection.training import Detection
 from ganglion.training.optimization import OptimizerConfig, build_optimizer, build_schedule
 from ganglion_cli import main
@@ -231,12 +231,10 @@ def test_batches_are_grouped_by_orientation(data):
 def test_labels_do_not_collide_and_colours_stay():
     taken: list = []
     for _ in range(6):
-        place = free_place([10, 40, 100, 120], (60, 15), (200, 200), taken)
-        assert place is not None
-        assert not any(
-            place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3] for t in taken
-        )
-        taken.append(place)
+        box = free_box([10, 40, 100, 120], (60, 15), (200, 200), taken)
+        assert box is not None
+        assert not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
+        taken.append(box)
     assert len({colour(i) for i in range(80)}) == 80
 
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -32,7 +34,7 @@ FILL = 11
 LEAST_SEGMENTS = 4
 #: One warp: see `kernels`, which also fetch ahead by themselves. Products and sums are fused, which newer releases of
 #: Triton do only where they are asked to.
-OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+OPTIONS: dict[str, int | bool] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 #: A segment reads what all segments before it do to the state, so their number is bounded.
 MAX_SEGMENTS = 32
 
@@ -373,7 +375,7 @@ def merged(parts: Tensor) -> Tensor:
 _HERE = contextlib.nullcontext()
 
 
-def on_device(x: Tensor):
+def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Launches go to the current device: make it the one of x."""
     if x.device.type == "cpu":
         return _HERE

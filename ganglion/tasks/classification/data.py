@@ -94,7 +94,7 @@ class ClassificationData(TaskData):
         check_range("data.crop_pct", crop_pct, above=0, high=1)
         check_range("data.mean", mean, 0, 1)
         check_range("data.std", std, above=0, high=1)
-        self.val_fraction = _fraction(val_split)
+        self.val_fraction: float | None = _fraction(val_split)
         if root.endswith((".tar", ".npz")) and val_split is not None and self.val_fraction is None:
             raise ValueError(
                 f"data.root {root} is one file, of one split: expected a folder with both {train_split} and "
@@ -102,14 +102,24 @@ class ClassificationData(TaskData):
             )
         if val_labels is not None and (val_split is None or self.val_fraction is not None):
             raise ValueError(f"data.val_labels {val_labels}: expected a data.val_split with these images")
-        self.root, self.reader, self.class_map, self.val_labels = root, reader, class_map, val_labels
-        self.splits = {"train": train_split, "val": None if val_split is None else str(val_split)}
-        self.limits = {"train": train_limit, "val": val_limit}
-        self.num_samples, self.augmentation = num_samples, augmentation
-        self.img_size, self.crop_pct, self.mean, self.std = img_size, crop_pct, mean, std
+        self.root: str = root
+        self.reader: str = reader
+        self.class_map: str | None = class_map
+        self.val_labels: str | None = val_labels
+        self.splits: dict[str, str | None] = {
+            "train": train_split,
+            "val": None if val_split is None else str(val_split),
+        }
+        self.limits: dict[str, int | None] = {"train": train_limit, "val": val_limit}
+        self.num_samples: int | None = num_samples
+        self.augmentation: Augmentation = augmentation
+        self.img_size: int | None = img_size
+        self.crop_pct: float | None = crop_pct
+        self.mean: list[float] | None = mean
+        self.std: list[float] | None = std
         self._divided: dict[PartName, ImageSource] = {}
         if val_split is None:
-            self.parts = ("train",)
+            self.parts: tuple[PartName, ...] = ("train",)
 
     def describe(self) -> list[tuple[str, str]]:
         channels, height, width = self.data_config(self.task.network)["input_size"]

@@ -124,16 +124,20 @@ class Classification(Task):
         check_range("model.drop_rate", drop_rate, 0, below=1)
         check_range("model.drop_path_rate", drop_path_rate, 0, below=1)
         check_range("model.label_smoothing", label_smoothing, 0, 1)
-        self.name, self.num_classes, self.in_chans = name, num_classes, in_chans
-        self.pretrained, self.initial_checkpoint = pretrained, initial_checkpoint
+        self.name: str = name
+        self.num_classes = num_classes
+        self.in_chans: int = in_chans
+        self.pretrained: bool = pretrained
+        self.initial_checkpoint: str | None = initial_checkpoint
         self.new_classifier = new_classifier
-        self.model_args = dict(model_args or {})
+        self.model_args: dict[str, Any] = dict(model_args or {})
         if drop_rate:
             self.model_args["drop_rate"] = drop_rate
         if drop_path_rate is not None:
             self.model_args["drop_path_rate"] = drop_path_rate
-        self.mixing, self.label_smoothing = mixing, label_smoothing
-        self.balanced = class_weights == "balanced"
+        self.mixing: MixingConfig = mixing
+        self.label_smoothing: float = label_smoothing
+        self.balanced: bool = class_weights == "balanced"
         weights_C = None
         if isinstance(class_weights, list):
             check_range("model.class_weights", class_weights, 0)

@@ -26,14 +26,15 @@ class MultiScale(nn.Module):
 
     def __init__(self, detector: MaskRCNN, config: Mapping[str, Any]):
         super().__init__()
-        self.detector, self._resize = detector, Resize(dict(config))
+        self.detector: MaskRCNN = detector
+        self._resize = Resize(dict(config))
 
     def forward(self, images: Ragged) -> list[dict[str, Tensor]]:
         own = images.sizes or [(image.shape[1], image.shape[2]) for image in images]
-        place = next(self.detector.parameters())
+        weight = next(self.detector.parameters())
         return [
             detect_multi_scale(
-                self.detector, [v.to(place.device, place.dtype) for v in self._versions(image)], size
+                self.detector, [v.to(weight.device, weight.dtype) for v in self._versions(image)], size
             )
             for image, size in zip(images, own, strict=True)
         ]

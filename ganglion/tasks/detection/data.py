@@ -83,15 +83,19 @@ class DetectionData(TaskData):
         check_range("data.std", std, above=0, high=1)
         if classes is not None and (not classes or len(set(classes)) != len(classes)):
             raise ValueError(f"data.classes is {classes}: expected names, each once")
-        self.root, self.classes = root, classes
-        self.splits = {"train": train_split, "val": val_split}
-        self.annotations = {"train": train_annotations, "val": val_annotations}
-        self.images = {"train": train_images, "val": val_images}
-        self.limits = {"train": train_limit, "val": val_limit}
-        self.sides, self.augmentation = (short_side, long_side), augmentation
-        self.mean, self.std, self.group_by_orientation = mean, std, group_by_orientation
+        self.root: str = root
+        self.classes: list[str] | None = classes
+        self.splits: dict[str, str | None] = {"train": train_split, "val": val_split}
+        self.annotations: dict[str, str | None] = {"train": train_annotations, "val": val_annotations}
+        self.images: dict[str, str | None] = {"train": train_images, "val": val_images}
+        self.limits: dict[str, int | None] = {"train": train_limit, "val": val_limit}
+        self.sides: tuple[int, int] = (short_side, long_side)
+        self.augmentation: DetectionAugmentation = augmentation
+        self.mean: list[float] | None = mean
+        self.std: list[float] | None = std
+        self.group_by_orientation: bool = group_by_orientation
         if val_split is None and val_annotations is None:
-            self.parts = ("train",)
+            self.parts: tuple[PartName, ...] = ("train",)
 
     def describe(self) -> list[tuple[str, str]]:
         short, long = self.sides

@@ -48,10 +48,10 @@ class CocoMetrics:
     }
 
     def __init__(self, class_names: Sequence[str] = ()) -> None:
-        self.class_names = list(class_names)
+        self.class_names: list[str] = list(class_names)
         self._seen: dict[Any, dict[str, Any]] = {}
         self._evaluated: dict[str, Any] = {}  # of what was seen so far
-        self.not_finite = 0
+        self.not_finite: int = 0
 
     def update(self, output: list[dict[str, Tensor]], batch: Batch) -> None:
         """Add a batch. output: of `MaskRCNN`, in the frame of the files. Targets without image_id do not count."""

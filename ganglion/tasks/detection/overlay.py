@@ -42,22 +42,22 @@ def draw(image: Image.Image, entry: Mapping[str, Any]) -> Image.Image:
     for p in found:
         text = f"{shown(p['name'])} {p['score']:.2f}"
         width, height = pen.textlength(text, font) + 6, 1.35 * font.size
-        place = free_place(p["bbox"], (width, height), picture.size, taken)
-        if place is None:  # no room: the box alone
+        box = free_box(p["bbox"], (width, height), picture.size, taken)
+        if box is None:  # no room: the box alone
             continue
-        taken.append(place)
+        taken.append(box)
         shade = colour(p["index"])
-        pen.rectangle(place, fill=shade)
+        pen.rectangle(box, fill=shade)
         light = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 140
         ink = "#111111" if light else "#ffffff"
-        pen.text((place[0] + 3, (place[1] + place[3]) / 2), text, fill=ink, font=font, anchor="lm")
+        pen.text((box[0] + 3, (box[1] + box[3]) / 2), text, fill=ink, font=font, anchor="lm")
     return picture
 
 
-def free_place(
+def free_box(
     bbox: list[float], label: tuple[float, float], picture: tuple[int, int], taken: list[Box]
 ) -> Box | None:
-    """Where a label (width, height) goes: above its box, within it or below, the first place that no other has."""
+    """Where a label (width, height) goes: above its box, within it or below, the first box that is free."""
     x, y, w, h = bbox
     width, height = label
     right = max(0.0, picture[0] - width - 1)
@@ -68,9 +68,9 @@ def free_place(
         if top < 0 or top + height > picture[1]:
             continue
         for left in columns:
-            place = (left, top, left + width, top + height)
-            if not any(_overlap(place, other) for other in taken):
-                return place
+            box = (left, top, left + width, top + height)
+            if not any(_overlap(box, other) for other in taken):
+                return box
     return None
 
 
@@ -96,13 +96,11 @@ def outline_missed(picture: Image.Image, missed: Sequence[tuple[Sequence[float],
                 ]
                 pen.line(part, fill="#ffffff" if round(start / dash) % 2 else "#000000", width=line + 1)
         text = f"missed: {shown(name)}"
-        place = free_place(
-            [x, y, w, h], (pen.textlength(text, font) + 6, 1.35 * font.size), picture.size, taken
-        )
-        if place is not None:
-            taken.append(place)
-            pen.rectangle(place, fill="#000000")
-            pen.text((place[0] + 3, (place[1] + place[3]) / 2), text, fill="#ffffff", font=font, anchor="lm")
+        box = free_box([x, y, w, h], (pen.textlength(text, font) + 6, 1.35 * font.size), picture.size, taken)
+        if box is not None:
+            taken.append(box)
+            pen.rectangle(box, fill="#000000")
+            pen.text((box[0] + 3, (box[1] + box[3]) / 2), text, fill="#ffffff", font=font, anchor="lm")
     return picture
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...config import check_literals, check_positive, check_range
 from ...data import Ragged
 from ...data.decode import Raw
-from ..pixels import new_size, resize, to_pixels
+from ..pixels import Normalise, new_size, resize, to_pixels
 from .rle import bitmap
 
 #: Of the DETR-style scales: the short sides before a crop, and the range of the crop's sides.
@@ -51,17 +51,10 @@ class Resize:
     """
 
     def __init__(self, data_config: dict[str, Any]):
-        channels, self.short_side, self.long_side = data_config["input_size"]
-        self.mean, self.std = (
-            255
-            * torch.tensor(list(data_config[name]) * (channels if len(data_config[name]) == 1 else 1))[
-                :, None, None
-            ]
-            for name in ("mean", "std")
-        )
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() - self.mean) / self.std
+        _, short_side, long_side = data_config["input_size"]
+        self.short_side: int = short_side
+        self.long_side: int = long_side
+        self.normalise: Normalise = Normalise(data_config)
 
     def __call__(self, image: Raw, target: Any) -> tuple[Tensor, Any]:
         pixels = to_pixels(image)

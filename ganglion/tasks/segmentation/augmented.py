@@ -27,14 +27,16 @@ class MultiScale(nn.Module):
 
     def __init__(self, segmentor: Segmentor, config: Mapping[str, Any], side: int | None = None):
         super().__init__()
-        self.segmentor, self._resize, self._side = segmentor, Resize(dict(config)), side
+        self.segmentor: Segmentor = segmentor
+        self._resize = Resize(dict(config))
+        self._side = side
 
     def forward(self, images: Ragged | Tensor) -> list[Tensor]:
         """The classes' probabilities (C, h, w) of each image, at its own size."""
-        place = next(self.segmentor.parameters())
+        weight = next(self.segmentor.parameters())
         found = []
         for image in images:
-            scaled = [version[None].to(place.device, place.dtype) for version in self._versions(image)]
+            scaled = [version[None].to(weight.device, weight.dtype) for version in self._versions(image)]
             found.append(multi_scale(self.segmentor, scaled, image.shape[1:])[0])
         return found
 

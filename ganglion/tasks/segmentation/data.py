@@ -88,20 +88,21 @@ class SegmentationData(TaskData):
         check_range("data.val_limit", val_limit, 1)
         check_range("data.mean", mean, 0, 1)
         check_range("data.std", std, above=0, high=1)
-        self.root, self.class_file, self.classes, self.reduce_zero_label = (
-            root,
-            class_file,
-            classes,
-            reduce_zero_label,
-        )
-        self.splits = {"train": train_split, "val": val_split}
-        self.images = {"train": train_images, "val": val_images}
-        self.masks = {"train": train_masks, "val": val_masks}
-        self.limits = {"train": train_limit, "val": val_limit}
-        self.sides, self.multiple, self.augmentation = (short_side, long_side), multiple, augmentation
-        self.mean, self.std = mean, std
+        self.root: str = root
+        self.class_file: str | None = class_file
+        self.classes: list[str] | None = classes
+        self.reduce_zero_label: bool = reduce_zero_label
+        self.splits: dict[str, str | None] = {"train": train_split, "val": val_split}
+        self.images: dict[str, str | None] = {"train": train_images, "val": val_images}
+        self.masks: dict[str, str | None] = {"train": train_masks, "val": val_masks}
+        self.limits: dict[str, int | None] = {"train": train_limit, "val": val_limit}
+        self.sides: tuple[int, int] = (short_side, long_side)
+        self.multiple: int = multiple
+        self.augmentation: SegmentationAugmentation = augmentation
+        self.mean: list[float] | None = mean
+        self.std: list[float] | None = std
         if val_split is None and val_images is None:
-            self.parts = ("train",)
+            self.parts: tuple[PartName, ...] = ("train",)
 
     def describe(self) -> list[tuple[str, str]]:
         short, long = self.sides

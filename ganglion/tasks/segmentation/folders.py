@@ -55,13 +55,13 @@ def open_masks(
 
 
 def _folders(base: Path, split: str | None, images: str | None, masks: str | None) -> tuple[Path, Path]:
-    places = [
+    candidates = [
         (base / (images or left.format(name)), [base / (masks or right.format(name)) for right in rights])
         for name in (_VALIDATION if split is None else (split,))
         for left, rights in _LAYOUTS
         if name or left.startswith("images")
     ]
-    there = [(left, rights) for left, rights in places if left.is_dir()]
+    there = [(left, rights) for left, rights in candidates if left.is_dir()]
     for left, rights in there:
         if (right := next((path for path in rights if path.is_dir()), None)) is not None:
             return left, right
@@ -70,7 +70,7 @@ def _folders(base: Path, split: str | None, images: str | None, masks: str | Non
         raise DataError(f"there is no folder {rights[0]}: expected the masks of {left}")
     names = sorted(p.name for p in base.iterdir() if p.is_dir())[:8]
     raise DataError(
-        f"there is no folder {places[0][0]}: expected images; in {base} are {', '.join(names) or 'no folders'}"
+        f"there is no folder {candidates[0][0]}: expected images; in {base} are {', '.join(names) or 'no folders'}"
     )
 
 

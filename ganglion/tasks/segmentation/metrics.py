@@ -38,11 +38,11 @@ class SegmentationMetrics:
     TITLES: Mapping[str, str] = {"miou": "mIoU %", "macc": "mAcc %", "aacc": "aAcc %"}
 
     def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = list(class_names)
+        self.class_names: list[str] = list(class_names)
         n = len(self.class_names)
-        self.confusion = torch.zeros((n, n), dtype=torch.int64)
-        self.images = 0
-        self.not_finite = 0
+        self.confusion: Tensor = torch.zeros((n, n), dtype=torch.int64)
+        self.images: int = 0
+        self.not_finite: int = 0
 
     def update(self, output: Tensor | list[Tensor], batch: Batch) -> None:
         """Add a batch. output: logits of `Segmentor`, resized to the label maps here."""

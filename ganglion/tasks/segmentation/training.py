@@ -74,14 +74,18 @@ class Segmentation(Task):
         check_range("model.num_classes", num_classes, 1)
         check_range("model.in_chans", in_chans, 1)
         check_range("model.drop_path_rate", drop_path_rate, 0, below=1)
-        self.name, self.backbone, self.num_classes, self.in_chans = name, backbone, num_classes, in_chans
-        self.pretrained, self.initial_checkpoint = pretrained, initial_checkpoint
-        self.backbone_args = dict(backbone_args or {})
+        self.name: str = name
+        self.backbone: str = backbone
+        self.num_classes = num_classes
+        self.in_chans: int = in_chans
+        self.pretrained: bool = pretrained
+        self.initial_checkpoint: str | None = initial_checkpoint
+        self.backbone_args: dict[str, Any] = dict(backbone_args or {})
         if in_chans != 3:
             self.backbone_args["in_chans"] = in_chans
         if drop_path_rate is not None:
             self.backbone_args["drop_path_rate"] = drop_path_rate
-        self.config = dict(config or {})
+        self.config: dict[str, Any] = dict(config or {})
 
     @property
     def data(self) -> SegmentationData:

@@ -14,7 +14,7 @@ from ...config import check_range
 from ...data import Ragged
 from ...data.decode import Raw
 from ...data.masks import IGNORED
-from ..pixels import new_size, resize, to_pixels
+from ..pixels import Normalise, new_size, resize, to_pixels
 
 #: Draws of a crop until its labels are varied enough, and the largest fraction of one class that is.
 _DRAWS, _MOST = 10, 0.75
@@ -58,18 +58,11 @@ class Resize:
     """
 
     def __init__(self, data_config: dict[str, Any]):
-        channels, self.short_side, self.long_side = data_config["input_size"]
-        self.multiple = data_config.get("multiple", 1)
-        self.mean, self.std = (
-            255
-            * torch.tensor(list(data_config[name]) * (channels if len(data_config[name]) == 1 else 1))[
-                :, None, None
-            ]
-            for name in ("mean", "std")
-        )
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() - self.mean) / self.std
+        _, short_side, long_side = data_config["input_size"]
+        self.short_side: int = short_side
+        self.long_side: int = long_side
+        self.multiple: int = data_config.get("multiple", 1)
+        self.normalise: Normalise = Normalise(data_config)
 
     def __call__(self, image: Raw, target: Any) -> tuple[Tensor, Any]:
         pixels = to_pixels(image)
@@ -104,7 +97,7 @@ class Augment(Resize):
 
 
 def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h, w) to a size (height, width), the label at each place as OpenCV takes it: in float64, not torch's float32."""
+    """(h, w) to a size (height, width), labels taken as OpenCV takes them: in float64, not torch's float32."""
     rows, cols = (
         (torch.arange(new, dtype=torch.float64) * (old / new)).floor().long().clamp(max=old - 1)
         for new, old in zip(size, labels.shape, strict=True)

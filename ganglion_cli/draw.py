@@ -155,6 +155,9 @@ def run(args: argparse.Namespace) -> int:
             args.draw(args)
     except (ValueError, TypeError, IndexError) as error:
         fail(args, error)
+    except (AssertionError, RuntimeError) as error:  # of a network to sizes that it refuses
+        said = str(error).rstrip(".")
+        fail(args, f"a network does not run on these images: {said}. Expected another --size")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,8 @@ def scan(args: argparse.Namespace) -> None:
     from ganglion.analysis.scans import layer_inputs, scan_layers
     from ganglion.errors import unknown
 
+    if os.path.isdir(args.images[0]):
+        args.parser.error(f"--image {args.images[0]}: it is a folder, expected an image")
     one = open_network(args, args.network, args.untrained)
     layers = scan_layers(one.network)
     first = [name for name in layers if name.startswith("stages.2.")] or list(layers)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ..errors import unknown
 from ..layers.block import Block
 from ..layers.mixer import Mixer
-from .scans import as_analysed, peeked, scan_layers
+from ..layers.ss2d import SS2D
+from .scans import as_analysed, peeked
 
 Features = Literal["mixer", "scan", "block"]
 
@@ -110,10 +111,13 @@ def _layers(network: nn.Module, features: Features | Sequence[str]) -> dict[str,
         names = list(features)
         for name in names:
             if name not in modules:
-                raise ValueError(f"{type(network).__name__}: {unknown('module', name, modules)}")
+                raise ValueError(
+                    f"{type(network).__name__}: {unknown('module', name, filter(None, modules))}"
+                )
         found = {name: (modules[name], False) for name in names}
     elif features == "scan":
-        found = {f"{name}.out_norm": (scan.out_norm, True) for name, scan in scan_layers(network).items()}
+        scans = {name: module for name, module in modules.items() if isinstance(module, SS2D)}
+        found = {f"{name}.out_norm": (scan.out_norm, True) for name, scan in scans.items()}
     elif features in ("mixer", "block"):
         is_one = _is_mixer if features == "mixer" else _is_block
         found = {}
@@ -126,10 +130,17 @@ def _layers(network: nn.Module, features: Features | Sequence[str]) -> dict[str,
     if not found:
         near = [name for name, module in network.named_children() if any(True for _ in module.parameters())]
         raise ValueError(
-            f"{type(network).__name__} has no {features!r} to compare: expected another of "
-            f"{', '.join(get_args(Features))}, or names of its modules, such as {near[:4]}"
+            f"{type(network).__name__} has no {features!r} to compare: expected "
+            f"{_has(network)}names of its modules, such as {near[:4]}"
         )
     return found
+
+
+def _has(network: nn.Module) -> str:
+    """What a network without the features that were asked for has instead."""
+    named = list(network.named_modules())[1:]
+    kinds = {"mixer": _is_mixer, "block": _is_block}
+    return "".join(f"{kind}, or " for kind, is_one in kinds.items() if any(is_one(*each) for each in named))
 
 
 def _is_mixer(name: str, module: nn.Module) -> bool:

@@ -18,6 +18,9 @@ from ..data.decode import MODES, Raw, read_image
 from .evaluation import compute
 from .loaded_model import LoadedModel
 
+#: What a task says of an image whose output it cannot use.
+NOT_FINITE = "the network's output is not finite (NaN or infinite)"
+
 #: What one image may be: a file, its bytes, an open binary file, what Pillow has opened, or uint8 values.
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
@@ -56,18 +59,34 @@ def predictions(
     return model.task.prediction.predictions(model, images, batch_size=batch_size, **options)
 
 
-def outputs(
+def entries(
+    model: LoadedModel,
+    images: ImageLike | Iterable[ImageLike],
+    transform: Callable[[Raw], Tensor],
+    entry: Callable[[Any, str | None], dict[str, Any] | str],
+    *,
+    batch_size: int,
+    collate: Callable[[list[Tensor]], Any] = torch.stack,
+) -> Iterator[dict[str, Any]]:
+    """A dictionary for each image, as a task's `predictions` returns them. One batch is in memory.
+
+    transform: from an image to what the network takes. collate: from some of those to a batch. entry: from the
+    network's output for an image, and its file, to what is said of it, or a text that says why nothing is.
+    """
+    for file, output in _outputs(model, images, transform, batch_size=batch_size, collate=collate):
+        said = output if isinstance(output, str) else entry(output, file)
+        yield {"file": file, **({"error": said} if isinstance(said, str) else said)}
+
+
+def _outputs(
     model: LoadedModel,
     images: ImageLike | Iterable[ImageLike],
     transform: Callable[[Raw], Tensor],
     *,
     batch_size: int,
-    collate: Callable[[list[Tensor]], Any] = torch.stack,
+    collate: Callable[[list[Tensor]], Any],
 ) -> Iterator[tuple[str | None, Any]]:
-    """Each image's file and the network's output for it, or, as text, why there is none. One batch is in memory.
-
-    transform: from an image to what the network takes. collate: from some of those to a batch.
-    """
+    """Each image's file and the network's output for it, or, as text, why there is none."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     parameter = next(model.network.parameters())

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ganglion
+from ganglion.data import Batch
 from ganglion.models import CheckpointError
 from ganglion.tasks import FILES, TASKS, find_task
+from ganglion.training.metrics import Mean
 from ganglion_cli import main
 
 from .runs import read_last
@@ -112,6 +117,36 @@ def test_help_lists_its_options(task, capsys):
     assert "[val/error]" in out and "[min]" in out
     assert main(["fit", "--task", str(task), "--data.roots", "x"]) == 2
     assert "Did you mean" in capsys.readouterr().err
+
+
+def test_a_task_is_forty_lines():
+    """Beside docstrings, imports and empty lines."""
+    count = 0
+    for file in FILES:
+        tree = ast.parse((TOY / file).read_text())
+        told = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        ]
+        left_out = {i for node in told for i in range(node.lineno, (node.end_lineno or 0) + 1)}
+        lines = (TOY / file).read_text().splitlines()
+        count += sum(bool(line.strip()) and i not in left_out for i, line in enumerate(lines, start=1))
+    assert count <= 40
+
+
+def test_mean():
+    """Against NumPy: an image without a target does not count, an output that is not finite does."""
+    mean = Mean("error", lambda output, targets: (output - targets).abs().mean(1))
+    assert math.isnan(mean.values()["error"])
+    targets = torch.tensor([[0.0, 1.0], [math.nan, math.nan], [2.0, 5.0]])
+    mean.update(torch.ones(3, 2), Batch(torch.zeros(3, 1), targets, []))
+    mean.update(torch.zeros(1, 2), Batch(torch.zeros(1, 1), torch.tensor([[3.0, 3.0]]), []))
+    assert (mean.images, mean.not_finite) == (3, 0)
+    assert mean.values()["error"] == pytest.approx(np.mean([0.5, 2.5, 3.0]))
+    mean.update(torch.full((1, 2), math.inf), Batch(torch.zeros(1, 1), torch.zeros(1, 2), []))
+    assert (mean.reduce().images, mean.reduce().not_finite) == (4, 1)
 
 
 def test_what_is_no_task(task, tmp_path):

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...data import Batch, ImageTransform, eval_transform, open_dataset
 from ...data.decode import Raw
-from ...training.metrics import Monitor
+from ...training.metrics import Monitor, over_processes
 from ..evaluation import Labelled, Request
 from ..loaded_model import LoadedModel
 
@@ -63,11 +62,7 @@ class Counts:
     def reduce(self) -> Counts:
         """The sums over all processes of torch.distributed, if it is initialised; to be called by all of them."""
         total = Counts()
-        total._sums = self._sums.clone()
-        if dist.is_available() and dist.is_initialized():
-            # A process without images has its zeros on the CPU.
-            total._sums = total._sums.to("cuda" if "nccl" in dist.get_backend() else "cpu")
-            dist.all_reduce(total._sums)
+        total._sums = over_processes(self._sums)
         return total
 
     def values(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...data import eval_transform
 from ...errors import shown
 from ..loaded_model import LoadedModel
-from ..prediction import ImageLike, outputs
+from ..prediction import NOT_FINITE, ImageLike, entries
 
 _PAPER, _INK, _BAR = "#ffffff", "#222222", "#c9d6e8"
 _NARROWEST = 320
@@ -35,22 +35,20 @@ def predictions(
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: expected at least 1")
     names = model.readable_names()
-    for file, output in outputs(model, images, eval_transform(model.data_config), batch_size=batch_size):
-        if not isinstance(output, Tensor):
-            yield {"file": file, "error": output}
-            continue
-        share_C = output.float().softmax(dim=0)
-        if not share_C.isfinite().all():
-            yield {"file": file, "error": "the network's output is not finite (NaN or infinite)"}
-            continue
-        top = share_C.topk(min(top_k, len(names)))
+
+    def entry(output: Tensor, file: str | None) -> dict[str, Any] | str:
+        probability_C = output.float().softmax(dim=0)
+        if not probability_C.isfinite().all():
+            return NOT_FINITE
+        top = probability_C.topk(min(top_k, len(names)))
         best = enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True), start=1)
-        yield {
-            "file": file,
+        return {
             "predictions": [
                 _prediction(model, names, rank, index, probability) for rank, (index, probability) in best
-            ],
+            ]
         }
+
+    return entries(model, images, eval_transform(model.data_config), entry, batch_size=batch_size)
 
 
 def lines(entry: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from ...data.decode import Raw
 from ...errors import shown
 from ...heads import create_detector
 from ..loaded_model import LoadedModel
-from ..prediction import ImageLike, outputs
+from ..prediction import NOT_FINITE, ImageLike, entries
 from . import rle
 from .metrics import detections
 from .overlay import draw
@@ -66,15 +66,11 @@ def predictions(
     names = model.readable_names()
     ids = model.data_config.get("category_ids") or list(range(len(names)))
     batches = _Batches(Resize(model.data_config))
-    for file, output in outputs(model, images, batches, batch_size=batch_size, collate=batches.batch):
-        if isinstance(output, str):
-            yield {"file": file, "error": output}
-            continue
+
+    def entry(output: dict[str, Any], file: str | None) -> dict[str, Any] | str:
         if not all(torch.isfinite(output[name]).all() for name in ("boxes", "scores")):
-            yield {"file": file, "error": "the network's output is not finite (NaN or infinite)"}
-            continue
-        yield {
-            "file": file,
+            return NOT_FINITE
+        return {
             "predictions": [
                 {
                     "image_id": file,
@@ -89,6 +85,8 @@ def predictions(
                 if d["score"] >= threshold
             ],
         }
+
+    return entries(model, images, batches, entry, batch_size=batch_size, collate=batches.batch)
 
 
 def results(entry: Mapping[str, Any]) -> list[dict[str, Any]]:

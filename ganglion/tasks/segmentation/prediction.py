@@ -20,7 +20,7 @@ from ...heads import Segmentor, create_segmentor, slide_bands
 from ..detection import rle
 from ..loaded_model import LoadedModel
 from ..pixels import colour, to_pixels
-from ..prediction import ImageLike, outputs
+from ..prediction import NOT_FINITE, ImageLike, entries
 from .metrics import predicted_labels, runs
 from .transforms import Resize
 
@@ -88,16 +88,13 @@ def predictions(
         sizes.append((pixels.shape[1], pixels.shape[2]))
         return resize(pixels, None)[0] if window is None else resize.normalise(pixels)
 
-    for file, output in outputs(model, images, transform, batch_size=batch_size, collate=_batch):
-        if isinstance(output, str):
-            yield {"file": file, "error": output}
-            continue
+    def entry(output: Tensor, file: str | None) -> dict[str, Any] | str:
         size = sizes.pop(0)
-        if not torch.isfinite(output).all():
-            yield {"file": file, "error": "the network's output is not finite (NaN or infinite)"}
-            continue
-        labels = output if window is not None else predicted_labels(output, size)
-        yield {"file": file, **entry_of(labels, names)}
+        if not output.isfinite().all():
+            return NOT_FINITE
+        return entry_of(output if window is not None else predicted_labels(output, size), names)
+
+    return entries(model, images, transform, entry, batch_size=batch_size, collate=_batch)
 
 
 def _batch(images: list[Tensor]) -> Any:

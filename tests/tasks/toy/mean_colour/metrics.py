@@ -2,27 +2,15 @@
 
 from ganglion.data import open_dataset
 from ganglion.tasks.evaluation import Labelled
+from ganglion.training.metrics import Mean
 
 from .prediction import pixels
 
 MONITOR = ("error", "min")
 
 
-class MeanError:
-    def __init__(self):
-        self.TITLES = {"error": "mean error"}
-        self.images, self.not_finite, self.total = 0, 0, 0.0
-
-    def update(self, output, batch):
-        counted = batch.targets.isfinite().all(dim=1)
-        self.images += int(counted.sum())
-        self.total += float((output - batch.targets).abs().mean(dim=1)[counted].sum())
-
-    def reduce(self):
-        return self
-
-    def values(self):
-        return {"error": self.total / self.images if self.images else float("nan")}
+def error():
+    return Mean("error", lambda output, targets: (output - targets).abs().mean(1), title="mean error")
 
 
 def with_colour(image, target):
@@ -32,4 +20,4 @@ def with_colour(image, target):
 
 def labelled(model, request):
     source = open_dataset(request.root, split=request.split or "val")
-    return Labelled(source=source, transform=lambda size: with_colour, metrics=MeanError)
+    return Labelled(source=source, transform=lambda size: with_colour, metrics=error)

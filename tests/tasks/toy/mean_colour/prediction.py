@@ -4,9 +4,9 @@ from PIL import ImageOps
 from torch import nn
 from torchvision.transforms.v2 import functional as F
 
-from ganglion.tasks.prediction import outputs
+from ganglion.tasks.prediction import entries
 
-SIDE, HEADER = 16, "red green blue"
+HEADER = "red green blue"
 
 
 def build(description):
@@ -14,20 +14,16 @@ def build(description):
 
 
 def pixels(image):
-    return F.pil_to_tensor(image.convert("RGB").resize((SIDE, SIDE))).float() / 255
+    return F.pil_to_tensor(image.resize((16, 16))).float() / 255
 
 
 def predictions(model, images, *, batch_size=16):
-    for file, output in outputs(model, images, pixels, batch_size=batch_size):
-        yield {
-            "file": file,
-            **({"error": output} if isinstance(output, str) else {"colour": output.tolist()}),
-        }
+    return entries(model, images, pixels, lambda y, file: {"colour": y.tolist()}, batch_size=batch_size)
 
 
 def draw(image, entry):
     colour = tuple(round(255 * max(0.0, min(1.0, value))) for value in entry["colour"])
-    return ImageOps.expand(image.convert("RGB"), border=10, fill=colour)
+    return ImageOps.expand(image, border=10, fill=colour)
 
 
 def lines(entry):

@@ -6,22 +6,22 @@ from ganglion.data import open_dataset
 from ganglion.training.data import TaskData
 from ganglion.training.task import Task
 
-from .metrics import MeanError, with_colour
-from .prediction import SIDE, build
+from .metrics import error, with_colour
+from .prediction import build
 
 
 class MeanColour(Task):
     def build(self):
-        return build({})
+        return build(self.description())
 
     def loss(self, batch):
         return F.l1_loss(self(batch.images), batch.targets)
 
     def metrics(self):
-        return MeanError()
+        return error()
 
     def description(self):
-        return {"data_config": {"input_size": [3, SIDE, SIDE]}}
+        return {"data_config": {"input_size": [3, 16, 16]}}
 
 
 class Images(TaskData):

@@ -84,7 +84,7 @@ def open_network(args: argparse.Namespace, source: str, untrained: bool) -> Draw
 
 
 def _initialised(network: nn.Module, name: str, source: str) -> nn.Module:
-    """A network of the shapes of another, as initialised. Raises ValueError where it cannot be built anew."""
+    """A network of the shapes of another, as initialised. Raises ValueError where it cannot be built again."""
     import timm
 
     whole: Any = network

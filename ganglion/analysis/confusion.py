@@ -197,8 +197,8 @@ def draw_confusion(axes: Axes, text: Axes, confusion: Confusion, what: str = "im
     _list_errors(text, confusion)
 
 
-def _ink(share: float) -> str:
-    return "white" if share > 0.4 else "black"
+def _ink(fraction: float) -> str:
+    return "white" if fraction > 0.4 else "black"
 
 
 def _short(name: str) -> str:

@@ -31,7 +31,7 @@ _SMALL = 7
 
 
 def new_figure(width: float, height: float, caption: str) -> Figure:
-    """A figure of so many inches, and room below for its caption. What is drawn by layers does not overlap."""
+    """A figure of width x height inches, and room below for its caption. What is drawn by layers does not overlap."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -182,5 +182,5 @@ def _pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], str]:
     return pairs, ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
 
 
-def _stem(path: Path, folder: Path, ending: str) -> str:
-    return str(path.relative_to(folder).with_suffix("")).removesuffix(ending)
+def _stem(path: Path, folder: Path, suffix: str) -> str:
+    return str(path.relative_to(folder).with_suffix("")).removesuffix(suffix)

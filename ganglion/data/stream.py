@@ -39,7 +39,7 @@ class Record(NamedTuple):
 class StreamSource(ImageSource):
     """Images that come in the order of their files.
 
-    An epoch of training is `len(self)` images. Places whose files hold fewer than their share begin again, and those
+    An epoch of training is `len(self)` images. Workers whose files hold fewer than their part begin again, and those
     whose files hold more leave some out; other ones each epoch, as the files are shuffled.
     """
 

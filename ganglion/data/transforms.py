@@ -53,7 +53,7 @@ class Augmentation:
         crop: how the crop is chosen: timm's random resized crop and its relatives, or "pad": zeros around the image,
             then a crop of the full size, as is common for images of 32 pixels.
         pad: pixels around the image, for crop "pad".
-        scale: range of the crop's share of the area.
+        scale: range of the crop's fraction of the area.
         ratio: range of the crop's aspect ratio.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.

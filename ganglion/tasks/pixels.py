@@ -65,10 +65,10 @@ def _weighted(x: Tensor, count: int, shifts: tuple[int, int]) -> Tensor:
     off each part of it."""
     position = ((torch.arange(count, dtype=torch.float64) + 0.5) * (len(x) / count) - 0.5).float()
     low = position.floor()
-    share = torch.where((low < 0) | (low >= len(x) - 1), torch.zeros_like(position), position - low)
+    fraction = torch.where((low < 0) | (low >= len(x) - 1), torch.zeros_like(position), position - low)
     low = low.long().clamp(0, len(x) - 1)
     parts = []
-    for index, weight in ((low, 1 - share), ((low + 1).clamp(max=len(x) - 1), share)):
+    for index, weight in ((low, 1 - fraction), ((low + 1).clamp(max=len(x) - 1), fraction)):
         whole = (weight * 2048).round().int()
         parts.append(x[index].mul_(whole[:, None]).bitwise_right_shift_(shifts[1]))
     return parts[0].add_(parts[1]).bitwise_right_shift_(shifts[0])

@@ -76,7 +76,7 @@ class Classification(Task):
         drop_path_rate: stochastic depth of the last block. null: the network's own.
         model_args: further arguments of the network, e.g. {scan: bidi}.
         mixing: mixup and CutMix.
-        label_smoothing: share of the label that goes to all classes alike.
+        label_smoothing: fraction of the label that goes to all classes alike.
         class_weights: weight of every class in the loss, or "balanced": in inverse proportion to its number of training
             images, 1 on average over the images. null: all 1.
         optimizer: see `optimizer`.

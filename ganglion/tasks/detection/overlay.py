@@ -12,7 +12,7 @@ from ...errors import shown
 from ..pixels import colour
 from . import rle
 
-#: Share of a mask's colour over the image.
+#: Fraction of a mask's colour over the image.
 _COVER = 0.42
 
 Box = tuple[float, float, float, float]

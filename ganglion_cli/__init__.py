@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import backends, bench, doctor, draw, explore, export, fit, info, networks, predict, validate
+from . import backends, bench, doctor, draw, explore, export, fit, info, networks, predict, push, validate
 from .common import print_json
 from .options import Parser
 
@@ -26,6 +26,7 @@ VERBS = {
     "draw": draw,
     "explore": explore,
     "export": export,
+    "push": push,
     "bench": bench,
     "backends": backends,
     "doctor": doctor,

@@ -121,4 +121,5 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, Any]]:
     found += [(f"input {name}", shape) for name, shape in report["inputs"].items()]
     found.append(("outputs", ", ".join(report["outputs"])))
     speed = f"{report['milliseconds']} ms for the first images, {report['eager_milliseconds']} in eager mode"
+    found.append(("card", report.get("card") or "none: nothing is known of its accuracy"))
     return [*found, ("runs in", f"{report['runtime']}, {report['threads']} threads: {speed}")]

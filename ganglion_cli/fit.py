@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from .options import say_loading
 
@@ -61,7 +62,18 @@ def main(argv: Sequence[str]) -> int:
 
     from ganglion.tasks.fit import main
 
-    return main(argv)
+    return main(argv, _write_card)
+
+
+def _write_card(folder: Path, task: str) -> None:
+    """The card of what a run has trained; a line where it has none."""
+    from ganglion.hub import CardError, write_card
+    from ganglion.tasks.loaded_model import load_model
+
+    try:
+        write_card(load_model(folder, task=task), folder / "README.md")
+    except (CardError, OSError) as error:
+        print(error)
 
 
 def _fail(error: object) -> int:

@@ -9,6 +9,9 @@ from typing import Any
 from .common import print_json, print_table
 from .options import say_loading
 
+#: What is said of the licence of published weights.
+_LICENCES = {"mit": "MIT", "other": "no licence stated"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="*", help="of names, such as 'vmamba_*' (all of this library)")
@@ -62,6 +65,7 @@ def _row(name: str) -> dict[str, Any]:
         "paper_top1": None if printed is None else printed.top1,
         "paper_source": None if printed is None else printed.source,
         "weights": cfg.url if cfg is not None and cfg.url else None,
+        "license": cfg.license if cfg is not None and cfg.url else None,
     }
 
 
@@ -74,5 +78,5 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
         str(row["img_size"]),
         "" if top1 is None else f"{top1:.1f}",
         row["paper_source"] or "",
-        "yes" if row["weights"] else "",
+        _LICENCES[row["license"]] if row["weights"] else "",
     )

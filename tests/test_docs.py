@@ -80,6 +80,7 @@ def test_readme_names_what_exists():
         "analysis",
         "explorer",
         "export",
+        "hub",
     ],
 )
 def test_architecture_names_every_module(package):

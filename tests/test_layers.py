@@ -15,6 +15,7 @@ FLOORS = (
     ("ganglion_cli", "ganglion.__main__"),
     ("ganglion",),  # the package itself: names of all floors
     ("ganglion.explorer", "ganglion.export"),
+    ("ganglion.hub",),
     ("ganglion.analysis",),
     ("ganglion.tasks",),
     ("ganglion.training", "ganglion.heads"),

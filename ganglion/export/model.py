@@ -19,6 +19,7 @@ from torch import nn
 
 from ..errors import unknown
 from ..files import replacing
+from ..hub.card import CardError, write_card
 from ..tasks.loaded_model import LoadedModel
 from .features import pyramid_of
 from .program import Traced, trace
@@ -62,7 +63,8 @@ def export_model(
     """Write a network as a file that runs without this library, prove it, and return the report.
 
     The file is run in a fresh process where this library cannot be imported, on three inputs, and compared with the
-    model; only then does it take its name. The report also lies beside it, as `NAME.json`.
+    model; only then does it take its name. The report also lies beside it, as `NAME.json`, and the card of the network, as
+    `NAME.md`, where it came with what is known of its accuracy (`load_model`).
 
     model: float32; a classifier, a pyramid (`features_only`), a segmentor, or a detector, of which the dense part is
         exported: maps, objectness and deltas of each level. Its mode is left as it is; the file is for inference.
@@ -77,8 +79,8 @@ def export_model(
     overwrite: leave to write over a file that this function did not write.
 
     Returns a plain dict: file, format, megabytes, sha256, seconds, inputs and outputs with their axes, `checks` of the
-    three inputs with absolute and relative errors and the agreement on the largest logit, and milliseconds beside those
-    of eager mode.
+    three inputs with absolute and relative errors and the agreement on the largest logit, milliseconds beside those of
+    eager mode, and `card`, its file or None.
 
     Raises ValueError for arguments that make no sense or sizes that the network does not take; ImportError for missing
     packages, with the command that installs them; OSError where the file cannot be written; `ExportError` where it does
@@ -117,7 +119,19 @@ def export_model(
             module.training = was
     with replacing(report_path(path)) as temporary:
         temporary.write_text(json.dumps(report | {"model": said}, indent=2) + "\n")
-    return report
+    return report | {"card": _card(path, model, report)}
+
+
+def _card(path: Path, model: nn.Module | LoadedModel, report: Mapping[str, Any]) -> str | None:
+    """The card of a file, written beside it; None where nothing is known of the network's accuracy."""
+    card = path.with_name(f"{path.name}.md")
+    try:
+        if isinstance(model, LoadedModel):
+            write_card(model, card, report=report)
+            return str(card)
+    except CardError:
+        pass
+    return None
 
 
 def report_path(path: Path) -> Path:

@@ -306,6 +306,9 @@ _TEST = SparXConfig(
     stem="conv_extra",
 )
 
+#: In the hub's words: the repository that publishes these weights has no licence.
+_NONE_STATED = "other"
+
 _RELEASES = "https://github.com/LMMMEng/SparX/releases/download/v1/"
 
 
@@ -316,8 +319,12 @@ def sparx_cfg(**kwargs: Any) -> dict[str, Any]:
 
 default_cfgs: dict[str, DefaultCfg] = generate_default_cfgs(
     {
-        "sparx_mamba_tiny.in1k": sparx_cfg(url=_RELEASES + "sparx_mamba_tiny_in1k.pth", crop_pct=0.9),
-        "sparx_mamba_small.in1k": sparx_cfg(url=_RELEASES + "sparx_mamba_small_in1k.pth"),
+        "sparx_mamba_tiny.in1k": sparx_cfg(
+            url=_RELEASES + "sparx_mamba_tiny_in1k.pth", license=_NONE_STATED, crop_pct=0.9
+        ),
+        "sparx_mamba_small.in1k": sparx_cfg(
+            url=_RELEASES + "sparx_mamba_small_in1k.pth", license=_NONE_STATED
+        ),
         "sparx_mamba_base.untrained": sparx_cfg(),
         "sparx_swin_tiny.untrained": sparx_cfg(crop_pct=0.9),
         "sparx_swin_base.untrained": sparx_cfg(),

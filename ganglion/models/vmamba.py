@@ -198,8 +198,8 @@ _RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
 
 
 def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
-    url = _RELEASES + file if file else ""
-    return default_cfg(url=url, paper_ids="arXiv:2401.10166", **kwargs)
+    published = {"url": _RELEASES + file, "license": "mit"} if file else {}
+    return default_cfg(**published, paper_ids="arXiv:2401.10166", **kwargs)
 
 
 default_cfgs: dict[str, DefaultCfg] = generate_default_cfgs(

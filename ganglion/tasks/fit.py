@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -76,6 +76,10 @@ _HELP = {
 
 #: Epochs of a run that sets neither `max_epochs` nor `max_steps`.
 _EPOCHS = 10
+
+
+#: What is done with the exported folder of a task when a run is over.
+Finished = Callable[[Path, str], None]
 
 
 class FitCLI(LightningCLI):
@@ -173,7 +177,7 @@ class FitCLI(LightningCLI):
         config["plugins"] = [*_listed(config["plugins"]), AtomicCheckpointIO()]
         return self._instantiate_trainer(config, callbacks)
 
-    def run(self) -> None:
+    def run(self, finished: Finished | None = None) -> None:
         """Train and export, see `running.run`. A dry run does so in a folder that is removed."""
         task = self.model
         assert isinstance(task, Task)
@@ -198,6 +202,8 @@ class FitCLI(LightningCLI):
             _tell("trainer.fast_dev_run: all went well, and nothing of it was kept")
         else:
             foreign = "" if self._task.name in TASKS else f" --task {shlex.quote(self.config['task'])}"
+            if finished is not None and rank_of_environment() == 0:
+                finished(folder.model, self._task.name if self._task.name in TASKS else self.config["task"])
             _tell(next_steps(folder.model, self.data, foreign))
 
     @property
@@ -273,8 +279,10 @@ def leave_cores(processes: int, workers: int) -> None:
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // processes - workers)))
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], finished: Finished | None = None) -> int:
     """Run `ganglion fit`. Returns the exit status: 1 for what a user can mend, 128 + signal for an interrupted run.
+
+    finished: is given the exported folder, and the task's name or folder, when the run has come to its end.
 
     With GANGLION_TRACEBACK set, what a user can mend raises.
     """
@@ -283,7 +291,7 @@ def main(argv: Sequence[str]) -> int:
         argv = _resume(list(argv))
         task, data = _task(argv)
         with profile_last(), limited_imports(_OURS if "--allow-code" not in argv else None):
-            FitCLI(task, data, argv).run()
+            FitCLI(task, data, argv).run(finished)
     except Interrupted as stop:
         if rank_of_environment() != 0:
             return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from torch import nn
 
 from ..errors import unknown
 from ..models import Backbone, CheckpointError, load_checkpoint, read_weights
+from ..models.hub_files import PREFIX as HUB
+from ..models.hub_files import hub_folder
 from ..models.weight_files import check_regular, offline
 from . import DEFAULT, TASKS, TaskFolder, find_task
-from .saved_config import check_training, is_model, read_config
+from .saved_config import check_training, is_model, read_config, read_history
 
 #: How a network is called in the training checkpoints of this library.
 _PREFIX = "network."
@@ -38,6 +40,8 @@ class LoadedModel:
         None if unknown.
     description: what was read from where, for people.
     task: what it was trained for.
+    made_of: what the source says of it, for the task's `build`; empty for a classifier, which timm describes.
+    training: what is known of how it was trained, see `saved_config.read_history`.
     """
 
     name: str
@@ -46,6 +50,8 @@ class LoadedModel:
     class_names: list[str] | None
     description: str
     task: TaskFolder
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -74,6 +80,7 @@ def load_model(
           model.safetensors;
         - a training checkpoint of `ganglion fit` (averaged weights, if it averages them);
         - a file or https URL that `load_checkpoint` reads, for a network of this library, which `model` names;
+        - `hf-hub:OWNER/NAME`, such a folder at Hugging Face's hub, from its cache or downloaded;
         - the name of a network in timm's registry, for the published weights that timm knows of, from its cache or
           downloaded. A folder of the same name is meant by `./NAME`.
     model: the network's name in timm's registry, where the source does not say it.
@@ -86,6 +93,9 @@ def load_model(
     not that of the source.
     """
     text = os.fspath(source)
+    if text.startswith(HUB):
+        model = None if model == text else model
+        text = os.fspath(hub_folder(text))
     if model is not None and not is_model(model):
         raise ValueError(unknown("model", model, timm.list_models()))
     given = None if task is None else find_task(task)
@@ -233,10 +243,11 @@ def _exported(source: str) -> Path | None:
 
 def _from_folder(folder: Path, given: TaskFolder | None) -> LoadedModel:
     config = read_config(folder)
-    task = _task_of(config.get("task"), given, str(folder))
+    task, history = _task_of(config.get("task"), given, str(folder)), read_history(config.get("training"))
     if task.name != DEFAULT:
         check_training(config.get("ganglion"), repr(str(folder / "config.json")), task.name)
-        return _of_task(task, config["ganglion"], read_weights(folder / "model.safetensors"), str(folder))
+        weights = read_weights(folder / "model.safetensors")
+        return replace(_of_task(task, config["ganglion"], weights, str(folder)), training=history)
     for file in folder.iterdir():
         if file.suffix in (".safetensors", ".bin", ".pth", ".npz"):
             check_regular(file)
@@ -248,7 +259,7 @@ def _from_folder(folder: Path, given: TaskFolder | None) -> LoadedModel:
         raise CheckpointError(
             f"cannot load the exported network in {str(folder)!r}: {_said(error)}"
         ) from error
-    return _loaded(network, str(folder))
+    return replace(_loaded(network, str(folder)), training=history)
 
 
 def _check_classifier(folder: Path, config: Mapping[str, Any]) -> None:
@@ -322,7 +333,10 @@ def from_training(content: Mapping[str, Any], source: str, given: TaskFolder | N
         str(name).removeprefix(_PREFIX): t for name, t in state.items() if str(name).startswith(_PREFIX)
     }
     said = source + (" (averaged weights)" if "current_model_state" in content else "")
-    return _of_task(task, made_of, weights, source, said)
+    history = {"steps": content.get("global_step"), "measured": content.get("measured")}
+    if isinstance(length := content.get("length"), Mapping):
+        history["images"] = length.get("images")
+    return replace(_of_task(task, made_of, weights, source, said), training=read_history(history))
 
 
 def _of_task(
@@ -349,6 +363,7 @@ def _of_task(
         class_names=made_of.get("class_names"),
         description=f"{name}, {task.name}, from {said}",
         task=task,
+        made_of=made_of,
     )
 
 

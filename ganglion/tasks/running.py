@@ -5,6 +5,7 @@ Nothing is written before the trainer has taken everything: a command that is re
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..training.run_checkpoints import AtomicCheckpointIO, checkpoint_path, newe
 from ..training.run_folder import RunFolder
 from ..training.saving import Checkpoints, Interrupted
 from ..training.task import Task
-from ..training.trainer import callbacks_of, rank_of_environment
+from ..training.trainer import callbacks_of, rank_of_environment, saved_epochs
 from . import TaskFolder
 from .loaded_model import from_training
 
@@ -150,7 +151,9 @@ def _run(
         raise Interrupted(f"trainer.max_steps {trainer.max_steps} is reached", last)
     # Not the network in memory: what is exported is a function of the checkpoint alone.
     content = read_checkpoint(last)
-    export(from_training(content, str(last), task_folder).network, folder.model, content["ganglion"])
+    trained = from_training(content, str(last), task_folder)
+    history = {**trained.training, "epochs": saved_epochs(content), "recipe": _recipe(config, defaults)}
+    export(trained.network, folder.model, content["ganglion"], history)
     tell(f"trained; the network is in {folder.model}")
 
 
@@ -207,6 +210,18 @@ def _changed(path: Path, config: str, defaults: str) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
+
+
+def _recipe(config: str, defaults: str) -> dict[str, Any]:
+    """The seed, the data's name, and what else a recipe sets that cannot differ between a run and its continuation: so
+    that an export stays a function of the checkpoint. Of files on this machine only names: exports are published."""
+    default = _flat(yaml.safe_load(defaults))
+    return {
+        key: Path(value).name if key == "data.root" or os.path.isabs(str(value)) else value
+        for key, value in _flat(yaml.safe_load(config)).items()
+        if key in ("seed_everything", "data.root")
+        or (value != default.get(key) and not key.startswith(_FREE))
+    }
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -151,6 +151,21 @@ def check_training(made_of: Any, where: str, task: str = DEFAULT) -> None:
     check_name(made_of["model"], f"{where}.model")
 
 
+def read_history(value: Any) -> dict[str, Any]:
+    """What is known of how a network was trained: "measured" (values by name), "recipe" (settings by name), "epochs",
+    "steps", "images". It decides nothing, so that what is of no such type is left out."""
+    if not isinstance(value, Mapping):
+        return {}
+    history: dict[str, Any] = {
+        name: value[name] for name in ("epochs", "steps", "images") if _is_whole(value.get(name), 0)
+    }
+    for name, check in (("measured", _is_number), ("recipe", lambda _: True)):
+        entries = value.get(name)
+        if isinstance(entries, Mapping):
+            history[name] = {str(key): entry for key, entry in entries.items() if check(entry)}
+    return history
+
+
 def check_name(name: Any, where: str) -> None:
     """Raise CheckpointError unless `name` is a network's in timm's registry."""
     if not isinstance(name, str):

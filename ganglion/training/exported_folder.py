@@ -25,10 +25,16 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _MARK = {"written_by": "ganglion fit"}
 
 
-def export(network: nn.Module, folder: Path, description: Mapping[str, Any]) -> None:
+def export(
+    network: nn.Module,
+    folder: Path,
+    description: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+) -> None:
     """Write `model.safetensors` and `config.json` (task, network, its arguments, classes, preprocessing) to `folder`.
 
     description: what a training checkpoint says of the network. Of classification the two are in timm's format.
+    training: what is known of how it was trained, in plain types; kept as `training` in config.json.
 
     Each replaces an older one when it is complete; whatever else is there stays.
 
@@ -43,7 +49,7 @@ def export(network: nn.Module, folder: Path, description: Mapping[str, Any]) -> 
     if os.path.lexists(folder) and not is_export(folder):
         raise TrainingError(f"not exported: {folder} holds a network that no run of ours wrote")
     task = description.get("task", "classification")
-    config: dict[str, Any] = _MARK | {"task": task}
+    config: dict[str, Any] = _MARK | {"task": task} | ({"training": dict(training)} if training else {})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS, durable=True) as temporary:

@@ -1,0 +1,6 @@
+"""Networks that go to the hub: the card that says what they are, and the upload."""
+
+from .card import CardError, model_card, write_card
+from .push import HubError, push
+
+__all__ = ["CardError", "HubError", "model_card", "push", "write_card"]

@@ -63,8 +63,8 @@ def export_model(
     """Write a network as a file that runs without this library, prove it, and return the report.
 
     The file is run in a fresh process where this library cannot be imported, on three inputs, and compared with the
-    model; only then does it take its name. The report also lies beside it, as `NAME.json`, and the card of the network, as
-    `NAME.md`, where it came with what is known of its accuracy (`load_model`).
+    model; only then does it take its name. The report also lies beside it, as `NAME.json`, and the network's card, as
+    `NAME.md`, where the network came with what is known of its accuracy (`load_model`).
 
     model: float32; a classifier, a pyramid (`features_only`), a segmentor, or a detector, of which the dense part is
         exported: maps, objectness and deltas of each level. Its mode is left as it is; the file is for inference.

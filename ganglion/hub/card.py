@@ -264,8 +264,8 @@ _COUNTS = (("images", "training images"), ("epochs", "epochs"), ("steps", "optim
 def _use_text(model: LoadedModel, source: str, report: Mapping[str, Any] | None) -> str:
     if report is not None:
         return (
-            "## Use\n\nThe file runs without this library. Class names, mean, std and size travel in it; the report beside "
-            "it names inputs and outputs."
+            "## Use\n\nThe file runs without this library. Class names, mean, std and size travel in it; the report "
+            "beside it names inputs and outputs."
         )
     said = (
         f'## Use\n\n```python\nimport ganglion\n\nmodel = ganglion.load_model("{source}")\n'

@@ -85,7 +85,14 @@ Finished = Callable[[Path, str], None]
 class FitCLI(LightningCLI):
     """The parser of `ganglion fit`. Everything is instantiated at construction; `run()` trains."""
 
-    def __init__(self, task: type[Task], data: type[TaskData], argv: Sequence[str]):
+    def __init__(
+        self,
+        task: type[Task],
+        data: type[TaskData],
+        argv: Sequence[str],
+        finished: Finished | None = None,
+    ):
+        self._finished = finished
         self._argv = with_bases(argv)
         self._task = task_folder(task)
         self._scratch: TemporaryDirectory[str] | None = None
@@ -177,7 +184,7 @@ class FitCLI(LightningCLI):
         config["plugins"] = [*_listed(config["plugins"]), AtomicCheckpointIO()]
         return self._instantiate_trainer(config, callbacks)
 
-    def run(self, finished: Finished | None = None) -> None:
+    def run(self) -> None:
         """Train and export, see `running.run`. A dry run does so in a folder that is removed."""
         task = self.model
         assert isinstance(task, Task)
@@ -202,8 +209,10 @@ class FitCLI(LightningCLI):
             _tell("trainer.fast_dev_run: all went well, and nothing of it was kept")
         else:
             foreign = "" if self._task.name in TASKS else f" --task {shlex.quote(self.config['task'])}"
-            if finished is not None and rank_of_environment() == 0:
-                finished(folder.model, self._task.name if self._task.name in TASKS else self.config["task"])
+            if self._finished is not None and rank_of_environment() == 0:
+                self._finished(
+                    folder.model, self._task.name if self._task.name in TASKS else self.config["task"]
+                )
             _tell(next_steps(folder.model, self.data, foreign))
 
     @property
@@ -291,7 +300,7 @@ def main(argv: Sequence[str], finished: Finished | None = None) -> int:
         argv = _resume(list(argv))
         task, data = _task(argv)
         with profile_last(), limited_imports(_OURS if "--allow-code" not in argv else None):
-            FitCLI(task, data, argv).run(finished)
+            FitCLI(task, data, argv, finished).run()
     except Interrupted as stop:
         if rank_of_environment() != 0:
             return 0

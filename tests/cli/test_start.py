@@ -82,6 +82,7 @@ def test_help_lists_every_verb(capsys):
         "draw",
         "explore",
         "export",
+        "push",
         "bench",
         "backends",
         "doctor",

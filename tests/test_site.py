@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -93,3 +95,32 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "scan2d" in page and "Raises ValueError for shapes that do not fit" in page
     outside = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page)
     assert outside == []
+    assert dead_links(tmp_path / "site") == []
+
+
+def dead_links(site: Path) -> list[str]:
+    """The links of a built site to a file, or a place in one, that is not there."""
+    pages = {path.resolve(): path.read_text() for path in site.rglob("*.html")}
+    anchors = {path: set(re.findall(r'\b(?:id|name)="?([^"\s>]+)', text)) for path, text in pages.items()}
+    dead = []
+    for page, text in pages.items():
+        if page.name == "404.html":
+            continue
+        for link in re.findall(r'<(?:a|link|script|img)\b[^>]*?\s(?:href|src)="([^"]+)"', text):
+            address = urlsplit(unescape(link))
+            if address.scheme or address.netloc:
+                continue
+            target = (page.parent / unquote(address.path)).resolve() if address.path else page
+            if target.is_dir():
+                target /= "index.html"
+            place = unquote(address.fragment)
+            if not target.is_file() or (place and target in anchors and place not in anchors[target]):
+                dead.append(f"{page.relative_to(site.resolve())}: {link}")
+    return dead
+
+
+def test_dead_links_are_seen(tmp_path):
+    (tmp_path / "b.html").write_text('<h1 id="there">')
+    links = ("b.html#there", "b.html", "#none", "b.html#none", "c.html", "https://elsewhere.org/x")
+    (tmp_path / "a.html").write_text("".join(f'<a class="x" href="{link}">' for link in links))
+    assert dead_links(tmp_path) == ["a.html: #none", "a.html: b.html#none", "a.html: c.html"]

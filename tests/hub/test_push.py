@@ -14,19 +14,12 @@ from huggingface_hub import ModelCard, constants
 
 import ganglion
 from ganglion.hub import push
-from ganglion.tasks import find_task
 from ganglion.training.exported_folder import export as export_folder
 from ganglion_cli import main
 from tests.cli.networks import NAMES, export, network, picture
 
+from .networks import DENSE, IMAGES, dense
 from .server import TOKEN, Hub
-
-IMAGES = {"input_size": (3, 64, 64), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
-
-DENSE = {
-    "segmentation": {"model": "semantic_fpn", "measured": {"val/miou": 41.25}},
-    "detection": {"model": "mask_rcnn", "measured": {"val/bbox_ap": 21.5, "val/segm_ap": 20.0}},
-}
 
 
 @pytest.fixture
@@ -55,23 +48,6 @@ def folder(tmp_path_factory):
     }
     export_folder(network(), folder, {"class_names": NAMES, "data_config": IMAGES}, training)
     return folder
-
-
-def dense(folder, task: str):
-    """A segmentor or detector as a run exports it, and its network."""
-    made_of = {
-        "task": task,
-        "model": DENSE[task]["model"],
-        "backbone": "test_vmamba",
-        "backbone_args": {"in_chans": 3},
-        "config": {},
-        "num_classes": 3,
-        "data_config": IMAGES | ({"category_ids": [1, 2, 3]} if task == "detection" else {}),
-        "class_names": NAMES,
-    }
-    made = find_task(task).prediction.build(made_of)
-    export_folder(made, folder, made_of, {"measured": DENSE[task]["measured"]})
-    return made
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:

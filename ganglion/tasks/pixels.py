@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..data.decode import Raw
 
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 #: Neighbouring classes differ in hue by the golden section of the circle.
 _STEP = 0.61803398875
 
@@ -28,6 +30,22 @@ def to_pixels(image: Raw) -> Tensor:
         return image
     values = np.array(image)
     return torch.from_numpy(values[None] if values.ndim == 2 else values.transpose(2, 0, 1).copy())
+
+
+def normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> dict[str, list[float]]:
+    """mean and std as an entry of a data_config has them: as given, or else ImageNet's.
+
+    Raises ValueError for one that has neither one value nor one for every channel.
+    """
+    found = {}
+    for name, given, known in (("mean", mean, _MEAN), ("std", std, _STD)):
+        values = list(known if channels == 3 else known[:1]) if given is None else list(given)
+        if len(values) not in (1, channels):
+            raise ValueError(f"data.{name} has {len(values)} values: expected 1 or {channels}")
+        found[name] = values
+    return found
 
 
 class Normalise:

@@ -9,10 +9,9 @@ from ...config import check_range
 from ...data import CocoSource, Transform
 from ...training.data import PartName, TaskData
 from ...training.summary import split_line
+from ..pixels import normalisation
 from .metrics import open_coco
 from .transforms import Augment, DetectionAugmentation, Resize, collate
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class DetectionData(TaskData):
@@ -151,10 +150,4 @@ class DetectionData(TaskData):
 
         Raises ValueError for a mean or std that has neither one value nor one for every channel.
         """
-        found: dict[str, Any] = {"input_size": [channels, *self.sides]}
-        for name, given, known in (("mean", self.mean, _MEAN), ("std", self.std, _STD)):
-            values = list(known if channels == 3 else known[:1]) if given is None else given
-            if len(values) not in (1, channels):
-                raise ValueError(f"data.{name} has {len(values)} values: expected 1 or {channels}")
-            found[name] = values
-        return found
+        return {"input_size": [channels, *self.sides]} | normalisation(self.mean, self.std, channels)

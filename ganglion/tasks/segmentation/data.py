@@ -10,10 +10,9 @@ from ...data import Transform
 from ...data.masks import MaskSource
 from ...training.data import PartName, TaskData
 from ...training.summary import split_line
+from ..pixels import normalisation
 from .folders import open_masks
 from .transforms import Augment, Resize, SegmentationAugmentation, collate
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SegmentationData(TaskData):
@@ -149,14 +148,8 @@ class SegmentationData(TaskData):
 
         Raises ValueError for a mean or std that has neither one value nor one for every channel.
         """
-        found: dict[str, Any] = {
+        return {
             "input_size": [channels, *self.sides],
             "multiple": self.multiple,
             "reduce_zero_label": self.reduce_zero_label,
-        }
-        for name, given, known in (("mean", self.mean, _MEAN), ("std", self.std, _STD)):
-            values = list(known if channels == 3 else known[:1]) if given is None else given
-            if len(values) not in (1, channels):
-                raise ValueError(f"data.{name} has {len(values)} values: expected 1 or {channels}")
-            found[name] = values
-        return found
+        } | normalisation(self.mean, self.std, channels)

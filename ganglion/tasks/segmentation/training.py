@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from ...config import check_range
 from ...data import Batch
-from ...errors import unknown
 from ...heads import SEGMENTORS, create_segmentor
-from ...models import load_checkpoint
 from ...training.errors import TrainingError
 from ...training.optimization import OptimizerConfig, ScheduleConfig
-from ...training.summary import parameters_line
-from ...training.task import Task
+from ..dense import DenseTask
 from .data import SegmentationData
 from .metrics import SegmentationMetrics
 
 
-class Segmentation(Task):
+class Segmentation(DenseTask):
     """A segmentor and its losses.
 
     Args:
@@ -42,6 +37,8 @@ class Segmentation(Task):
         compile: torch.compile the backbone, as all of its blocks.
     """
 
+    KIND, NAMES = "segmentor", SEGMENTORS
+
     def __init__(
         self,
         backbone: str,
@@ -61,31 +58,21 @@ class Segmentation(Task):
         compile: bool = False,
     ):
         super().__init__(
+            backbone,
+            name=name,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            pretrained=pretrained,
+            initial_checkpoint=initial_checkpoint,
+            drop_path_rate=drop_path_rate,
+            backbone_args=backbone_args,
+            config=config,
             optimizer=optimizer,
             schedule=schedule,
             seed=seed,
             grad_checkpointing=grad_checkpointing,
             compile=compile,
         )
-        if not timm.is_model(backbone):
-            raise ValueError("model.backbone: " + unknown("network", backbone, timm.list_models()))
-        if name not in SEGMENTORS:
-            raise ValueError("model.name: " + unknown("segmentor", name, SEGMENTORS))
-        check_range("model.num_classes", num_classes, 1)
-        check_range("model.in_chans", in_chans, 1)
-        check_range("model.drop_path_rate", drop_path_rate, 0, below=1)
-        self.name: str = name
-        self.backbone: str = backbone
-        self.num_classes = num_classes
-        self.in_chans: int = in_chans
-        self.pretrained: bool = pretrained
-        self.initial_checkpoint: str | None = initial_checkpoint
-        self.backbone_args: dict[str, Any] = dict(backbone_args or {})
-        if in_chans != 3:
-            self.backbone_args["in_chans"] = in_chans
-        if drop_path_rate is not None:
-            self.backbone_args["drop_path_rate"] = drop_path_rate
-        self.config: dict[str, Any] = dict(config or {})
 
     @property
     def data(self) -> SegmentationData:
@@ -100,65 +87,23 @@ class Segmentation(Task):
     def measures(self) -> tuple[str, ...]:
         return tuple(f"val/{name}" for name in SegmentationMetrics.TITLES)
 
-    def describe(self) -> str:
-        return f"{self.name} on {self.backbone}, {parameters_line(self.network)}, {self.num_classes} classes"
+    def create(self, num_classes: int) -> nn.Module:
+        return create_segmentor(
+            self.name,
+            self.backbone,
+            num_classes=num_classes,
+            pretrained=self.pretrained,
+            backbone_args=self.backbone_args,
+            **self.config,
+        )
 
     def build(self) -> nn.Module:
-        if self.has_data:
-            if self.num_classes is None:
-                self.num_classes = self.data.source("train").num_classes
-            for part in self.data.parts:
-                self.data.source(part).check_classes(self.num_classes)
-        if not self.num_classes:
-            raise TrainingError("without data nobody knows how many classes there are: set model.num_classes")
         if self.has_data and self.name == "upernet" and self.data.batch_size < 2:
             raise TrainingError(
                 "data.batch_size is 1: UperNet pools a map to one pixel and normalises it over the batch; expected at "
                 "least 2, or model.name semantic_fpn"
             )
-        network = create_segmentor(
-            self.name,
-            self.backbone,
-            num_classes=self.num_classes,
-            pretrained=self.pretrained,
-            backbone_args=self.backbone_args,
-            **self.config,
-        )
-        if self.initial_checkpoint is not None:
-            self._load(network, self.initial_checkpoint)
-        return network
-
-    def _load(self, network: nn.Module, file: str) -> None:
-        try:
-            report = load_checkpoint(network, file)
-        except ValueError as error:
-            backbone: Any = network.backbone
-            report = load_checkpoint(backbone.network, file, strict=False)
-            # What a classifier does not have: the norms of four maps, and SparX's learned scales.
-            own = ("out_norms.", "attention.scale")
-            missing = [name for name in report.missing if not any(part in name for part in own)]
-            if missing:
-                raise TrainingError(
-                    f"model.initial_checkpoint {file!r} is neither a {self.name} on {self.backbone} ({error}) nor a "
-                    f"{self.backbone}: no {missing[0]}"
-                ) from error
-        self.note(f"{file}: {report}")
-
-    def description(self) -> dict[str, Any]:
-        return {
-            "model": self.name,
-            "backbone": self.backbone,
-            "backbone_args": self.backbone_args,
-            "config": self.config,
-            "num_classes": self.num_classes,
-            "data_config": self.data.data_config(self.in_chans),
-            "class_names": list(self.data.source("train").class_names or []),
-        }
-
-    def forward(self, images: Any) -> Any:
-        """Logits at the size of the images."""
-        self.configure_model()
-        return self.network(images)
+        return super().build()
 
     def loss(self, batch: Batch) -> Tensor:
         self.configure_model()

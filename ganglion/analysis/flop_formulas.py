@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import ops  # noqa: F401 - registers the operators that are given formulas here
+from ..ops import linear  # noqa: F401 - likewise
 
 aten: Any = torch.ops.aten
 
@@ -63,6 +64,12 @@ def _add_norm_flop(*args, out_shape=None, **kwargs) -> int:
 def _depthwise_flop(x, weight, *args, out_shape: tuple[int, ...], **kwargs) -> int:
     """As of the convolution that it is; bias, residual and activation are not counted there either."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+@register_flop_formula(torch.ops.ganglion.linear_gelu)
+def _linear_gelu_flop(x, weight, *args, out_shape=None, **kwargs) -> int:
+    """As of the product that it is; bias and activation are not counted there either."""
+    return 2 * math.prod(x) * weight[0]
 
 
 def _norm(weight_index: int, plain: int, affine: int) -> Callable[..., int]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import check_choice
 from ..ops.norm_op import norm_map
 from .depthwise import convolve_and_activate, has_hooks
+from .linear import project_and_activate
 
 #: Where a module's parameters lie and of what type they are, as torch's own modules take it. None: torch's default.
 Device = torch.device | str | int | None
@@ -174,10 +175,22 @@ class Chain(nn.Sequential):
         for i, layer in enumerate(self):
             if i >= done:
                 if self._of_tokens[i]:
+                    if not torch.jit.is_scripting():
+                        y = self._with_gelu(i, x)
+                        if y is not None:
+                            x, done = y, i + 2
+                            continue
                     x = to_map(layer(to_tokens(x)), x)
                 else:
                     x = layer(x)
         return x
+
+    def _with_gelu(self, i: int, x: Tensor) -> Tensor | None:
+        """Linear layer `i` and the GELU after it, if that is what they are and one operator."""
+        if i + 1 >= len(self) or not isinstance(x, Tensor):
+            return None
+        y = project_and_activate(self[i], self[i + 1], to_tokens(x))
+        return None if y is None else to_map(y, x)
 
     def _begin(self, x: Tensor) -> tuple[Tensor, int]:
         """A depthwise convolution, its BatchNorm and its activation at the beginning, if they are one pass over memory,

@@ -6,14 +6,16 @@ the value is concatenated after its projection, and where nothing is reduced the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .basic import Chain, Device, DType, make_norm, to_map, to_tokens
-from .depthwise import DepthwiseConv2d, convolve_and_activate
+from .depthwise import DepthwiseConv2d, convolve_and_activate, has_hooks
 
 torch.fx.wrap("to_map")
 torch.fx.wrap("to_tokens")
@@ -166,9 +168,11 @@ class Fusion(nn.Sequential):
         self.pad: int = pad
 
     def forward(self, x: Tensor) -> Tensor:
-        B, C, H, W = x.shape
-        x = x.reshape(B, C // self.parts, self.parts, H, W).transpose(1, 2).reshape(B, C, H, W)
+        by_tokens = False
+        if not torch.jit.is_scripting():
+            by_tokens = self._by_tokens(x)
         # One step a line: a map is given up as soon as the next is there.
+        x = self._shuffled(x, by_tokens)
         done: Tensor | None = None
         if not torch.jit.is_scripting():
             done = convolve_and_activate(self[0], self[1], x)
@@ -177,13 +181,65 @@ class Fusion(nn.Sequential):
             x = to_map(self[1](to_tokens(x)), x)
         else:
             x = done
-        x = self[2](x)
-        if self.pad > 0:
-            # Not a pooling operator, which torch.export ties to sizes.
-            half = (x.shape[1] + self.pad - 1) // self.pad
-            means = [x[:, :half].mean(1, keepdim=True), x[:, -half:].mean(1, keepdim=True)]
-            x = torch.cat([x] + means[: self.pad], 1)
-        return x
+        mixed: Tensor | None = None
+        if not torch.jit.is_scripting():
+            mixed = self._mixed(x) if by_tokens else None
+        return self._filled(self[2](x)) if mixed is None else mixed
+
+    def _by_tokens(self, x: Tensor) -> bool:
+        """Whether the groups are linear layers of tokens. On a CPU PyTorch computes a grouped 1x1 convolution in
+        channels-first memory: two copies of the map, and what follows is slower there."""
+        if not isinstance(x, Tensor) or x.device.type != "cpu":
+            return False
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        return type(self[2]) is nn.Conv2d and not has_hooks(self[2])
+
+    def _shuffled(self, x: Tensor, by_tokens: bool) -> Tensor:
+        B, C, H, W = x.shape
+        if by_tokens:
+            x_BLC = to_tokens(x).unflatten(2, [C // self.parts, self.parts]).transpose(2, 3).flatten(2)
+            return to_map(x_BLC, x)
+        return x.reshape(B, C // self.parts, self.parts, H, W).transpose(1, 2).reshape(B, C, H, W)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """The grouped 1x1 convolution and the channels left over."""
+        conv = self[2]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        groups = to_tokens(x).flatten(0, 1).chunk(self.parts, 1)
+        weights, biases = conv.weight.flatten(1).chunk(self.parts), conv.bias.chunk(self.parts)
+        layers = zip(groups, weights, biases, strict=True)
+        if torch.is_grad_enabled():
+            y = self._filled(torch.cat([F.linear(*layer) for layer in layers], 1))
+        else:
+            y = self._in_parts([lambda layer=layer: F.linear(*layer) for layer in layers])
+        return to_map(y.unflatten(0, [x.shape[0], -1]), x)
+
+    def _in_parts(self, parts: list[Callable[[], Tensor]]) -> Tensor:
+        """`_filled` of the concatenated parts, in less memory: one part after the other is made and moved."""
+        first = parts[0]()
+        rows, size = first.shape
+        n = size * self.parts
+        y = first.new_empty(rows, n + self.pad)
+        y[:, :size] = first
+        del first
+        for i in range(1, self.parts):
+            y[:, i * size : (i + 1) * size] = parts[i]()
+        for i, mean in enumerate(self._left_over(y[:, :n])):
+            y[:, n + i : n + i + 1] = mean
+        return y
+
+    def _filled(self, x: Tensor) -> Tensor:
+        return torch.cat([x] + self._left_over(x), 1) if self.pad > 0 else x
+
+    def _left_over(self, x: Tensor) -> list[Tensor]:
+        """The channels, axis 1, that groups of equal size leave over."""
+        if self.pad == 0:
+            return []
+        # Not a pooling operator, which torch.export ties to sizes.
+        half = (x.shape[1] + self.pad - 1) // self.pad
+        halves = [x[:, :half], x[:, -half:]]
+        return [part.mean(1, keepdim=True) for part in halves[: self.pad]]
 
 
 def project_earlier(dim: int, n_earlier: int, out_channels: int, dd: dict[str, Any]) -> Chain:

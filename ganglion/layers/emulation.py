@@ -1,28 +1,14 @@
-"""Half precision on CPUs that only emulate it."""
+"""Products in float32 on CPUs that only emulate half precision."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-#: Half precisions in which this machine's matrix products on the CPU are emulated, some ten times slower than float32.
-_EMULATED = tuple(
-    dtype
-    for dtype, supported in (
-        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
-        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
-    )
-    if not supported()
-)
-
-
-def emulated(x: Tensor) -> bool:
-    """Whether this machine emulates matrix products of x."""
-    return isinstance(x, Tensor) and x.device.type == "cpu" and x.dtype in _EMULATED
+from ..ops.emulation import emulated
 
 
 class Float32Products(TorchFunctionMode):

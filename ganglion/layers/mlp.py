@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .basic import Device, DType, to_map, to_tokens
 from .depthwise import ResidualDWConv, convolve_and_activate
+from .linear import project_and_activate
 
 torch.fx.wrap("to_map")
 torch.fx.wrap("to_tokens")
@@ -55,9 +56,16 @@ class Mlp(nn.Module):
             n = n_slices(x, self.hidden_features, _WHOLE)
             if n > 1:
                 rows = x_BLC.flatten(0, 1).chunk(n)
-                y = torch.cat([self.fc2(self.act(self.fc1(part))) for part in rows])
+                y = torch.cat([self.fc2(self._hidden(part)) for part in rows])
                 return to_map(y.view(x_BLC.shape), x)
-        return to_map(self.fc2(self.act(self.fc1(x_BLC))), x)
+        return to_map(self.fc2(self._hidden(x_BLC)), x)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            y = project_and_activate(self.fc1, self.act, x)
+            if y is not None:
+                return y
+        return self.act(self.fc1(x))
 
 
 class GatedMlp(timm.layers.GluMlp):

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import check_choice
 from ..layers.basic import Device, DType, PatchMerging
-from ..layers.emulation import Float32Products, emulated
+from ..layers.emulation import Float32Products
+from ..ops.emulation import emulated
 from .connections import STAGE_INPUT, Plan
 from .weight_names import current_name
 

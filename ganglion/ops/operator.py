@@ -66,6 +66,25 @@ def wants_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+def computes_only(*tensors: Tensor) -> bool:
+    """Whether an operation on these CPU tensors does nothing but compute on their memory: neither autocast nor a mode
+    changes or sees it, and `untransformed`."""
+    return (
+        untransformed(*tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def is_inference_on_cpu(*tensors: Tensor) -> bool:
+    """Whether a kernel without a gradient may compute on these: they are on the CPU, and no gradient is wanted."""
+    return (
+        all(isinstance(t, Tensor) and t.device.type == "cpu" for t in tensors)
+        and not wants_grad(*tensors)
+        and computes_only(*tensors)
+    )
+
+
 def _recorded_or_transformed() -> bool:
     return (
         torch.compiler.is_compiling()

@@ -210,6 +210,13 @@ def test_depthwise_convolutions_count_as_pytorchs():
         assert ours.get_total_flops() == theirs.get_total_flops() > 0
 
 
+def test_a_linear_layer_and_its_gelu_count_as_the_layer():
+    x, weight = torch.empty(2, 5, 4, device="meta"), torch.empty(8, 4, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.ganglion.linear_gelu(x, weight, None)
+    assert counter.get_total_flops() == 2 * (2 * 5) * 4 * 8
+
+
 def test_selective_scan_in_pytorchs_own_counter():
     u, delta = (torch.empty(2, 6, 11, device="meta", requires_grad=True) for _ in range(2))
     A = torch.empty(6, 4, device="meta", requires_grad=True)

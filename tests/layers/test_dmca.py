@@ -83,3 +83,32 @@ def test_a_batch_norm_that_still_learns_is_not_folded():
     dmca = DMCA(8, 2, 16, sr_ratio=1)
     with pytest.raises(RuntimeError, match=r"eval\(\)"):
         dmca.v.fuse()
+
+
+def operations(function) -> set[str]:
+    """Names of the operators that a call runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+        function()
+    return {event.key for event in trace.key_averages()}
+
+
+@pytest.mark.parametrize(("parts", "out_channels"), [(3, 21), (3, 20), (1, 6)])
+def test_fusion_of_tokens_is_that_of_channels_first_maps(parts, out_channels, monkeypatch):
+    """Values and gradients of shuffle and grouped convolution as a formula; the map stays in channels-last memory."""
+    fusion = Fusion(6, out_channels, parts=parts)
+    x = torch.randn(2, 6 * parts, 4, 5).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    y = fusion(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert "aten::_slow_conv2d_forward" not in operations(lambda: fusion(x))
+    with torch.no_grad():
+        torch.testing.assert_close(fusion(x), y.detach(), rtol=1e-5, atol=1e-6)
+        assert fusion(x).is_contiguous(memory_format=torch.channels_last)
+    given = (x, *fusion.parameters())
+    grads = torch.autograd.grad(y.square().sum(), given)
+    monkeypatch.setattr(Fusion, "_by_tokens", lambda self, x: False)
+    expected = fusion(x)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        grads, torch.autograd.grad(expected.square().sum(), given), rtol=1e-4, atol=1e-5
+    )

@@ -16,10 +16,10 @@ from torch.nn.modules.utils import _reverse_repeat_tuple
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ganglion.layers import emulation
 from ganglion.layers.basic import PatchMerging, patches
 from ganglion.layers.block import Block
 from ganglion.layers.depthwise import DepthwiseConv2d, ResidualDWConv
+from ganglion.ops import emulation
 from tests.tolerances import relative_rms
 
 FAMILIES = ["test_vmamba", "test_sparx_mamba", "test_sparx_swin"]

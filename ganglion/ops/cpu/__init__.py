@@ -5,9 +5,10 @@ instruction sets and uses the best one that the processor has; the environment v
 It runs on torch's threads, as many as `torch.get_num_threads()` says, and no result depends on their number.
 """
 
-from . import depthwise, scan2d, selective_scan
+from . import depthwise, pointwise, scan2d, selective_scan
 from .library import ISA_ENV, instruction_sets, unavailable
 
 DEVICES = ("cpu",)
 
-__all__ = ["DEVICES", "ISA_ENV", "depthwise", "instruction_sets", "scan2d", "selective_scan", "unavailable"]
+__all__ = ["DEVICES", "ISA_ENV", "depthwise", "instruction_sets", "pointwise", "scan2d", "selective_scan"]
+__all__ += ["unavailable"]

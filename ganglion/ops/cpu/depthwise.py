@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import unknown
-from .library import ACTIVATIONS, ELEMENTS, Convolution, Depthwise, loaded
+from .library import ACTIVATIONS, ELEMENTS, Convolution, Depthwise, address, loaded, threads
 
 #: Kernel sizes that were compiled in.
 KERNEL_SIZES = (1, 3, 5, 7, 9)
@@ -43,7 +43,7 @@ def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int) -> Tensor:
         width=width,
         channels=channels,
         kernel=kernel_size,
-        threads=torch.get_num_threads() if library.ganglion_scan_threaded() else 1,
+        threads=threads(library),
         x=x.data_ptr(),
         grad_y=grad_y.data_ptr(),
         grad_weight=grad.data_ptr(),
@@ -84,10 +84,10 @@ def forward(
         residual=residual,
         activation=ACTIVATIONS[activation],
         element=ELEMENTS[x.dtype],
-        threads=torch.get_num_threads() if library.ganglion_scan_threaded() else 1,
+        threads=threads(library),
         x=x.data_ptr(),
         weight=weight.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(),
+        bias=address(bias),
         y=y.data_ptr(),
     )
     workspace = x.new_empty(library.ganglion_convolution_workspace(ctypes.byref(call)), dtype=torch.float32)

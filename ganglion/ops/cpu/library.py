@@ -92,10 +92,29 @@ class Convolution(ctypes.Structure):
     ]
 
 
+class Pointwise(ctypes.Structure):
+    """`Pointwise` of src/pointwise.h."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "channels", "activation", "x_type", "y_type", "threads")
+        ),
+        *((name, ctypes.c_void_p) for name in ("x", "bias", "y")),
+    ]
+
+
 #: The operators and what their functions take.
-_CALLS = {"scan": Scan, "selective_scan": SelectiveScan, "depthwise": Depthwise, "convolution": Convolution}
+_CALLS = {
+    "scan": Scan,
+    "selective_scan": SelectiveScan,
+    "depthwise": Depthwise,
+    "convolution": Convolution,
+    "pointwise": Pointwise,
+}
+_WITHOUT_WORKSPACE = ("pointwise",)
 _KERNELS = ("scan_forward", "scan_backward", "selective_scan_forward", "selective_scan_backward")
-_KERNELS += ("depthwise_grad_weight", "convolution_forward")
+_KERNELS += ("depthwise_grad_weight", "convolution_forward", "pointwise_forward")
 
 
 def unavailable() -> str | None:
@@ -115,6 +134,16 @@ def loaded() -> tuple[ctypes.CDLL, int]:
     if isinstance(library, str):
         raise RuntimeError(library)
     return library, _isa()
+
+
+def threads(library: ctypes.CDLL) -> int:
+    """On how many threads a call runs."""
+    return torch.get_num_threads() if library.ganglion_scan_threaded() else 1
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Of the memory of a tensor that may be missing."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _isa() -> int:
@@ -155,7 +184,7 @@ def _library() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(path))
         library.ganglion_scan_name.restype = ctypes.c_char_p
         for operator, structure in _CALLS.items():
-            for function in ("size", "workspace"):
+            for function in ("size",) if operator in _WITHOUT_WORKSPACE else ("size", "workspace"):
                 getattr(library, f"ganglion_{operator}_{function}").restype = ctypes.c_int64
             if getattr(library, f"ganglion_{operator}_size")() != ctypes.sizeof(structure):
                 raise OSError("its arguments differ from this package's")

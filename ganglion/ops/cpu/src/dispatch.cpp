@@ -3,6 +3,7 @@
 #include "convolution.h"
 #include "depthwise.h"
 #include "elements.h"
+#include "pointwise.h"
 #include "scan.h"
 #include "selective_scan.h"
 
@@ -90,15 +91,18 @@ struct Variant {
     const SelectiveScanKernels* selective_scan;
     DepthwiseKernel* depthwise;
     ConvolutionKernel* convolution;
+    PointwiseKernel* pointwise;
 };
 
 // From fast to slow.
 constexpr Variant variants[] = {
 #if defined(SCAN_X86)
-    {"avx512", Level::AVX512, &kernels_avx512, &selective_scan_avx512, depthwise_avx512, convolution_avx512},
-    {"avx2", Level::AVX2, &kernels_avx2, &selective_scan_avx2, depthwise_avx2, convolution_avx2},
+    {"avx512", Level::AVX512, &kernels_avx512, &selective_scan_avx512, depthwise_avx512, convolution_avx512,
+     pointwise_avx512},
+    {"avx2", Level::AVX2, &kernels_avx2, &selective_scan_avx2, depthwise_avx2, convolution_avx2, pointwise_avx2},
 #endif
-    {"baseline", Level::BASELINE, &kernels_baseline, &selective_scan_baseline, depthwise_baseline, convolution_baseline},
+    {"baseline", Level::BASELINE, &kernels_baseline, &selective_scan_baseline, depthwise_baseline, convolution_baseline,
+     pointwise_baseline},
 };
 constexpr int32_t variant_count = sizeof variants / sizeof *variants;
 
@@ -170,3 +174,7 @@ EXPORT void ganglion_convolution_forward(int32_t index, const Convolution* call)
     prefer_huge_pages(call->y, outputs * (call->element == FLOAT32 ? 4 : 2));
     variants[index].convolution(*call);
 }
+
+EXPORT int64_t ganglion_pointwise_size() { return sizeof(Pointwise); }
+
+EXPORT void ganglion_pointwise_forward(int32_t index, const Pointwise* call) { variants[index].pointwise(*call); }

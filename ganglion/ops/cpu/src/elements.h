@@ -43,17 +43,82 @@ inline uint16_t to_float16(float value) {
     return (uint16_t)(sign | (magnitude >= 0x477ff000 ? special : finite));
 }
 
-// Calls `work(data, decode, encode)` with a tensor of an ElementType as an array of its elements. Lambdas, as compilers
-// call what functions point to and vectorise no loop around a call.
+// Conversions as types, as compilers call what functions point to and vectorise no loop around a call.
+struct Same {
+    float operator()(float a) const { return a; }
+};
+struct FromBfloat16 {
+    float operator()(uint16_t a) const { return from_bfloat16(a); }
+};
+struct ToBfloat16 {
+    uint16_t operator()(float a) const { return to_bfloat16(a); }
+};
+struct FromFloat16 {
+    float operator()(uint16_t a) const { return from_float16(a); }
+};
+struct ToFloat16 {
+    uint16_t operator()(float a) const { return to_float16(a); }
+};
+
+// Calls `work(data, decode, encode)` with a tensor of an ElementType as an array of its elements.
 template <class Work>
 SCAN_INLINE void with_elements(int64_t element, const void* tensor, Work work) {
-    const auto same = [](float a) { return a; };
     if (element == FLOAT32)
-        work((float*)tensor, same, same);
+        work((float*)tensor, Same(), Same());
     else if (element == BFLOAT16)
-        work((uint16_t*)tensor, [](uint16_t a) { return from_bfloat16(a); }, [](float a) { return to_bfloat16(a); });
+        work((uint16_t*)tensor, FromBfloat16(), ToBfloat16());
     else
-        work((uint16_t*)tensor, [](uint16_t a) { return from_float16(a); }, [](float a) { return to_float16(a); });
+        work((uint16_t*)tensor, FromFloat16(), ToFloat16());
 }
+
+// A vector of elements: its first `count` lanes, the others `rest`; or all of them.
+template <class T, class Decode>
+SCAN_INLINE Vec load_as(const T* from, Decode decode, int64_t count, float rest) {
+    float lanes[WIDTH];
+    for (int i = 0; i < WIDTH; ++i) lanes[i] = rest;
+    for (int64_t i = 0; i < count; ++i) lanes[i] = decode(from[i]);
+    return load(lanes);
+}
+template <class T, class Decode>
+SCAN_INLINE Vec load_as(const T* from, Decode decode) {
+    float lanes[WIDTH];
+    for (int i = 0; i < WIDTH; ++i) lanes[i] = decode(from[i]);
+    return load(lanes);
+}
+SCAN_INLINE Vec load_as(const float* from, Same) { return load(from); }
+
+// Writes the first `count` lanes, or all.
+template <class T, class Encode>
+SCAN_INLINE void store_as(T* to, Vec value, Encode encode, int64_t count) {
+    float lanes[WIDTH];
+    store(lanes, value);
+    for (int64_t i = 0; i < count; ++i) to[i] = encode(lanes[i]);
+}
+template <class T, class Encode>
+SCAN_INLINE void store_as(T* to, Vec value, Encode encode) {
+    float lanes[WIDTH];
+    store(lanes, value);
+    for (int i = 0; i < WIDTH; ++i) to[i] = encode(lanes[i]);
+}
+SCAN_INLINE void store_as(float* to, Vec value, Same) { store(to, value); }
+
+#if defined(__GNUC__) || defined(__clang__)  // who make one vector of an array of lanes only now and then
+
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
+typedef uint32_t Words __attribute__((vector_size(4 * WIDTH)));
+
+SCAN_INLINE Vec load_as(const uint16_t* from, FromBfloat16) {
+    Halves halves;
+    memcpy(&halves, from, sizeof halves);
+    return (Vec)(__builtin_convertvector(halves, Words) << 16);
+}
+SCAN_INLINE void store_as(uint16_t* to, Vec value, ToBfloat16) {
+    const Words bits = (Words)value, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const Words result = value == value ? rounded : bits | 0x400000;  // a quiet NaN
+    const Halves halves = __builtin_convertvector(result >> 16, Halves);
+    memcpy(to, &halves, sizeof halves);
+}
+
+#endif
 
 }  // namespace

@@ -98,6 +98,18 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert dead_links(tmp_path / "site") == []
 
 
+@pytest.mark.parametrize("name", ["look"])
+def test_notebooks_run(name, tmp_path):
+    nbclient = pytest.importorskip("nbclient", reason="NOT TESTED: nbclient is not installed")
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("sklearn")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(DOCS / "notebooks" / f"{name}.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    done = nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
+
+
 def dead_links(site: Path) -> list[str]:
     """The links of a built site to a file, or a place in one, that is not there."""
     pages = {path.resolve(): path.read_text() for path in site.rglob("*.html")}

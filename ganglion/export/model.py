@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.metadata
@@ -15,35 +16,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import unknown
 from ..files import replacing
 from ..hub.card import CardError, write_card
 from ..tasks.loaded_model import LoadedModel
 from .features import pyramid_of
+from .int8 import with_int8_weights
 from .program import Traced, trace
-from .proof import ExportError, prove
+from .proof import ExportError, compare, prove
 
 _Writer = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Format:
-    """suffix: by which a file is known, where no other format has it first. packages: what writes and proves it needs.
-    bound: of the largest relative error. sizes: whether height and width may be dynamic."""
+    """suffix: by which a file is known, where no other format has it first. weights: suffix of a second file that has
+    them, if one does. packages: what writes and proves it needs. bound: of the largest relative error. sizes: whether
+    height and width may be dynamic."""
 
     suffix: str
     bound: float
+    weights: str | None = None
     packages: tuple[str, ...] = ()
     sizes: bool = True
 
 
-#: What a file can be. `aoti` is compiled for the processor at hand.
+#: What a file can be. `aoti` is compiled for the processor at hand; `openvino` is a pair of .xml and .bin.
 FORMATS = {
     "onnx": _Format(suffix=".onnx", bound=1e-5, packages=("onnx", "onnxscript", "onnxruntime")),
     "pt2": _Format(suffix=".pt2", bound=1e-6),
     "aoti": _Format(suffix=".pt2", bound=1e-5, sizes=False),
+    "openvino": _Format(
+        suffix=".xml", bound=1e-5, weights=".bin", packages=("onnx", "onnxscript", "openvino")
+    ),
 }
 
 
@@ -57,6 +64,8 @@ def export_model(
     features: bool = False,
     softmax: bool = False,
     loop_free: bool = False,
+    int8: bool = False,
+    images: Tensor | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -68,13 +77,17 @@ def export_model(
 
     model: float32; a classifier, a pyramid (`features_only`), a segmentor, or a detector, of which the dense part is
         exported: maps, objectness and deltas of each level. Its mode is left as it is; the file is for inference.
-    path: of the file; its suffix says the format (`FORMATS`): .onnx or .pt2 (torch.export).
+    path: of the file; its suffix says the format (`FORMATS`): .onnx, .pt2 (torch.export) or .xml (OpenVINO).
     size: height and width of the images.
     dynamic: what may differ when the file is run, of "batch" and "size".
     format: where the suffix does not say it: "aoti", a .pt2 that AOTInductor compiled for the processor at hand.
     features: the maps of a classifier's four stages in place of its logits.
     softmax: probabilities in place of a classifier's logits.
     loop_free: ONNX without Scan, for runtimes that lack it; of one size.
+    int8: weights of linear layers and convolutions in eight bits (`with_int8_weights`). The file is held against the
+        network with these weights, and the report's `int8` says how far that one is from the network as it was.
+    images: for `int8`, images (N, channels, H, W) as the network takes them, on which the two are compared; those of
+        the proof without them, which are noise.
     metadata: further entries that travel in the file, as JSON.
     overwrite: leave to write over a file that this function did not write.
 
@@ -88,7 +101,7 @@ def export_model(
     """
     path = Path(path)
     format = _format(path, format)
-    _check_request(path, format, dynamic, loop_free, overwrite)
+    _check_request(path, format, dynamic, loop_free, int8, images, overwrite)
     said = _said_of(model) | dict(metadata or {})
     network = model.network if isinstance(model, LoadedModel) else model
     _check_float32(network)
@@ -98,14 +111,23 @@ def export_model(
     network = network if on_cpu and not features else copy.deepcopy(network).cpu()
     if features:
         network = pyramid_of(network)
+    weights = FORMATS[format].weights
     try:
-        traced = trace(network.eval(), size=size, dynamic=dynamic, softmax=softmax)
-        said |= _facts(network, traced)
-        with replacing(path) as temporary:
+        given = network.eval()
+        network = with_int8_weights(given) if int8 else given
+        traced = trace(network, size=size, dynamic=dynamic, softmax=softmax)
+        said |= _facts(given, traced) | ({"weights": "int8"} if int8 else {})
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(replacing(path))
+            files = {path: temporary}
+            if weights is not None:
+                files[path.with_suffix(weights)] = stack.enter_context(replacing(path.with_suffix(weights)))
             about = _write(format, traced, temporary, said, loop_free)
             seconds = round(time.perf_counter() - start, 1)
-            report = _report(path, temporary, format, traced, about, seconds)
+            report = _report(files, format, traced, about, seconds)
             report |= prove(format, temporary, traced)
+            if int8:
+                report["int8"] = compare(given, traced, images)
             bound = FORMATS[format].bound
             report |= {"bound": bound, "passed": report["max_relative_error"] <= bound}
             if not report["passed"]:
@@ -155,10 +177,20 @@ def _format(path: Path, format: str | None) -> str:
     return format
 
 
-def _check_request(path: Path, format: str, dynamic: Sequence[str], loop_free: bool, overwrite: bool) -> None:
+def _check_request(
+    path: Path,
+    format: str,
+    dynamic: Sequence[str],
+    loop_free: bool,
+    int8: bool,
+    images: Tensor | None,
+    overwrite: bool,
+) -> None:
     """All that can be said before anything is computed."""
     if isinstance(dynamic, str):
         raise ValueError(f"dynamic={dynamic!r}: expected a sequence of names, such as ({dynamic!r},)")
+    if images is not None and not int8:
+        raise ValueError("images are for int8, which is left out")
     if loop_free and format != "onnx":
         raise ValueError(f"loop_free is a form of ONNX, the format is {format}")
     if "size" in dynamic and not FORMATS[format].sizes:
@@ -167,21 +199,24 @@ def _check_request(path: Path, format: str, dynamic: Sequence[str], loop_free: b
         )
     missing = [name for name in FORMATS[format].packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"{format} needs {', '.join(missing)}: pip install 'ganglion[export]'")
+        raise ImportError(f"{format} needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: expected a file")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{path}: cannot write to the folder {str(path.parent)!r}")
-    if os.path.lexists(path) and not overwrite and not _is_ours(path):
-        raise FileExistsError(
-            f"{path} is there already and was not written by an export: expected another name"
-        )
+    weights = FORMATS[format].weights
+    for file in (path, *([path.with_suffix(weights)] if weights else [])):
+        if os.path.lexists(file) and not overwrite and not _is_ours(path, file):
+            raise FileExistsError(
+                f"{file} is there already and was not written by an export: expected another name"
+            )
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file is as an export left it, by the report beside it."""
+def _is_ours(path: Path, file: Path) -> bool:
+    """Whether a file is as the export to `path` left it, by the report."""
     try:
-        return json.loads(report_path(path).read_bytes())["sha256"] == _sha256(path)
+        said = json.loads(report_path(path).read_bytes())
+        return _sha256(file) == (said["sha256"] if file == path else said["weights_file"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -234,20 +269,28 @@ def _write(
         from .onnx_model import write_onnx
 
         return write_onnx(traced, path, metadata=said, loop_free=loop_free)
+    if format == "openvino":
+        from .openvino_model import write_openvino
+
+        return write_openvino(traced, path, metadata=said)
     from .portable import write_aoti, write_pt2
 
     return (write_pt2 if format == "pt2" else write_aoti)(traced, path, metadata=said)
 
 
 def _report(
-    path: Path, written: Path, format: str, traced: Traced, about: Mapping[str, Any], seconds: float
+    files: Mapping[Path, Path], format: str, traced: Traced, about: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
+    """files: what is written, under its name, and where it lies now."""
+    (path, written), *others = files.items()
+    for name, file in others:
+        about = {**about, "weights_file": {"file": str(name), "sha256": _sha256(file)}}
     batch, channels, height, width = traced.example.shape
     sides = ["height", "width"] if "size" in traced.dynamic else [height, width]
     return {
         "file": str(path),
         "format": format,
-        "megabytes": round(written.stat().st_size / 1e6, 3),
+        "megabytes": round(sum(file.stat().st_size for file in files.values()) / 1e6, 3),
         "sha256": _sha256(written),
         "seconds": seconds,
         "inputs": {"images": ["batch" if "batch" in traced.dynamic else batch, channels, *sides]},

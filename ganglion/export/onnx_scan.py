@@ -71,14 +71,7 @@ def scan_function(
         for walk, term, h in zip(walks, terms, states, strict=True):
             if not walk.route.restart:
                 # Decays multiply: those of all steps up to here.
-                p = g(
-                    "Exp",
-                    g(
-                        "Mul",
-                        g("CumSum", term.dt, g.int(0), reverse=int(walk.back)),
-                        g.pick(decay, walk.index),
-                    ),
-                )
+                p = g("Exp", g("Mul", _summed(g, term.dt, walk.back, size), g.pick(decay, walk.index)))
                 last = 0 if walk.back else -1
                 before = _across(g, g.pick(p, last), g.pick(h, last), walk.lines_back, lines)  # (B, M, N, D)
                 h = g("Add", h, g("Mul", p, before))
@@ -131,8 +124,8 @@ class _Nodes:
         return _Nodes(f"{self._name()}_")
 
     def value(self) -> ir.Value:
-        """An input."""
-        return ir.Value(name=self._name())
+        """An input of a loop's body; OpenVINO needs its type."""
+        return ir.Value(name=self._name(), type=ir.TensorType(ir.DataType.FLOAT))
 
     def _name(self) -> str:
         self._values += 1
@@ -143,10 +136,6 @@ class _Nodes:
 
     def slice(self, x: ir.Value, axis: int, start: int, end: int, step: int = 1) -> ir.Value:
         return self("Slice", x, self.ints(start), self.ints(end), self.ints(axis), self.ints(step))
-
-    def reversed(self, x: ir.Value) -> ir.Value:
-        """Along axis 0."""
-        return self.slice(x, 0, -1, -(2**31), -1)
 
     def int(self, value: int) -> ir.Value:
         return self("Constant", value=ir.tensor(np.int64(value)))
@@ -219,6 +208,18 @@ def _log_series(terms: int = 5) -> list[float]:
 _LOG_SERIES = _log_series()
 
 
+def _summed(g: _Nodes, dt_TBM1D: ir.Value, back: bool, size: tuple[int, int] | None) -> ir.Value:
+    """The sum of all steps up to each. Of a known size as a product with a triangle of ones: a quarter of OpenVINO's
+    time for a scan was its CumSum."""
+    if size is None:
+        return g("CumSum", dt_TBM1D, g.int(0), reverse=int(back))
+    shape = g("Shape", dt_TBM1D)
+    steps = g("Shape", dt_TBM1D, start=0, end=1)
+    triangle = g("Trilu", g.filled(g("Concat", steps, steps, axis=0), 1.0), upper=int(back))
+    flat = g("Reshape", dt_TBM1D, g("Concat", steps, g.ints(-1), axis=0))
+    return g("Reshape", g("MatMul", triangle, flat), shape)
+
+
 def _scan(
     g: _Nodes, pairs: Sequence[tuple[ir.Value, ir.Value]], back: Sequence[bool], length: int | None
 ) -> list[ir.Value]:
@@ -230,7 +231,7 @@ def _scan(
         h, a, b = body.value(), body.value(), body.value()
         states.append(h)
         steps += [a, b]
-        ends.append(body("Add", body("Mul", a, h), b))
+        ends.append(body("Add", body("Mul", h, a), b))
         outs.append(body("Identity", ends[-1]))  # one value may not stand for a state and for a step
     zeros = g.filled(g("Shape", pairs[0][0], start=1), 0.0)
     found = g.all(
@@ -250,14 +251,11 @@ def _across(g: _Nodes, p_BMND: ir.Value, h_BMND: ir.Value, back: bool, lines: in
     """The state before each line (B, M, N, D), from what each line makes of it."""
     p, h = (g("Transpose", t, perm=[1, 0, 2, 3]) for t in (p_BMND, h_BMND))
     if lines is not None:
-        after = _halved(g, p, h, back, lines)
-        zero = g.filled(g("Shape", g.slice(h, 0, 0, 1)), 0.0)
-        rest = g.slice(after, 0, 1, lines) if back else g.slice(after, 0, 0, lines - 1)
-        before = g("Concat", *((rest, zero) if back else (zero, rest)), axis=0)
+        before = _before(g, _halved(g, p, h, back, lines), back, lines, rank=4)
     else:
         body = g.body()
         c, p_i, h_i = (body.value() for _ in range(3))
-        outs = [body("Add", body("Mul", p_i, c), h_i), body("Identity", c)]
+        outs = [body("Add", body("Mul", c, p_i), h_i), body("Identity", c)]
         _, before = g.all(
             "Scan",
             g.filled(g("Shape", p, start=1), 0.0),
@@ -274,24 +272,46 @@ def _across(g: _Nodes, p_BMND: ir.Value, h_BMND: ir.Value, back: bool, lines: in
 
 def _halved(g: _Nodes, a: ir.Value, b: ir.Value, back: bool, length: int) -> ir.Value:
     """As `_scan`, of one pair and without a loop."""
-    if not back:
-        return _prefix(g, a, b, length)
-    return g.reversed(_prefix(g, g.reversed(a), g.reversed(b), length))
+    steps = 1 << (length - 1).bit_length()
+    a_TX, b_TX = (g("Reshape", t, g.ints(length, -1)) for t in (a, b))
+    if steps > length:
+        # Steps that change nothing, behind the walk's end or before its start.
+        a_TX, b_TX = (
+            g("Pad", t, g.ints(0, 0, steps - length, 0), g.float(value))
+            for t, value in ((a_TX, 1.0), (b_TX, 0.0))
+        )
+    h_TX = _combined(g, a_TX, b_TX, back, steps)
+    if steps > length:
+        h_TX = g.slice(h_TX, 0, 0, length)
+    return g("Reshape", h_TX, g("Shape", b))
 
 
-def _prefix(g: _Nodes, a: ir.Value, b: ir.Value, length: int) -> ir.Value:
-    """h at every step: neighbours are combined, the half is solved, and what lies between is filled in
-    (`ops.recurrence.linear_recurrence`)."""
-    if length == 1:
-        return b
-    (a_1, b_1), (a_2, b_2), (a_3, b_3) = (
-        (g.slice(a, 0, start, length - (start == 0), 2), g.slice(b, 0, start, length - (start == 0), 2))
-        for start in (0, 1, 2)
+def _before(g: _Nodes, h: ir.Value, back: bool, length: int, *, rank: int) -> ir.Value:
+    """The states that steps along axis 0 start from: zero, and all but the last."""
+    left = g.slice(h, 0, 1, length) if back else g.slice(h, 0, 0, length - 1)
+    ends = (0, 1) if back else (1, 0)
+    return g(
+        "Pad", left, g.ints(*(end for first in ends for end in (first, *[0] * (rank - 1)))), g.float(0.0)
     )
-    h_2 = _prefix(g, g("Mul", a_2, a_1), g("Add", g("Mul", a_2, b_1), b_2), length // 2)
-    h_3 = g("Add", g("Mul", a_3, g.slice(h_2, 0, 0, (length - 1) // 2)), b_3)
-    h_1 = g("Concat", g.slice(b, 0, 0, 1), h_3, axis=0)
-    pairs = [g("Unsqueeze", t, g.ints(1)) for t in (g.slice(h_1, 0, 0, length // 2), h_2)]
-    shape = g("Concat", g.ints(length // 2 * 2), g("Shape", b, start=1), axis=0)
-    h = g("Reshape", g("Concat", *pairs, axis=1), shape)
-    return g("Concat", h, g.slice(h_1, 0, length // 2, length), axis=0) if length % 2 else h
+
+
+def _combined(g: _Nodes, a_TX: ir.Value, b_TX: ir.Value, back: bool, length: int) -> ir.Value:
+    """h at every one of `length` steps, a power of two: pairs are combined to one step each, half the walk is solved,
+    and the states between are filled in (`ops.recurrence.linear_recurrence`)."""
+    if length == 1:
+        return b_TX
+    half = length // 2
+    pairs = g.ints(half, 2, -1)
+    (a_0, a_1), (b_0, b_1) = (
+        g.all("Split", g("Reshape", t, pairs), outputs=2, axis=1, num_outputs=2) for t in (a_TX, b_TX)
+    )
+    # Of a pair the first that the walk meets, and the second.
+    (a_first, b_first), (a_next, b_next) = ((a_1, b_1), (a_0, b_0)) if back else ((a_0, b_0), (a_1, b_1))
+    a_both, b_both = g("Mul", a_next, a_first), g("Add", g("Mul", a_next, b_first), b_next)
+    flat = g.ints(half, -1)
+    h_next = _combined(g, *(g("Reshape", t, flat) for t in (a_both, b_both)), back, half)
+    h_next = g("Unsqueeze", h_next, g.ints(1))
+    if half > 1:
+        b_first = g("Add", g("Mul", a_first, _before(g, h_next, back, half, rank=3)), b_first)
+    both = (h_next, b_first) if back else (b_first, h_next)
+    return g("Reshape", g("Concat", *both, axis=1), g.ints(length, -1))

@@ -23,13 +23,15 @@ class Traced:
     """An exported program and what is known of it.
 
     network: what was traced, from images to a tuple of tensors. example: the images it was traced with. outputs: names
-    of its results. dynamic: of `DYNAMIC`. least: the smallest height and width where they are dynamic.
+    of its results. softmax: whether they are probabilities. dynamic: of `DYNAMIC`. least: the smallest height and width
+    where they are dynamic.
     """
 
     program: torch.export.ExportedProgram
     network: nn.Module
     example: Tensor
     outputs: list[str]
+    softmax: bool
     dynamic: tuple[str, ...]
     least: int
 
@@ -110,6 +112,7 @@ def trace(
         network=network,
         example=example,
         outputs=outputs,
+        softmax=softmax,
         dynamic=tuple(name for name in DYNAMIC if name in dynamic),
         least=least,
     )

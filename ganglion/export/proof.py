@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .program import Traced
+from .program import Outputs, Traced
 
 _SCRIPT = Path(__file__).with_name("proof_script.py")
 
@@ -70,6 +70,29 @@ def prove(kind: str, file: Path, traced: Traced) -> dict[str, Any]:
         "milliseconds": round(1e3 * float(got["seconds"]), 2),
         "eager_milliseconds": round(1e3 * min(eager), 2),
         "threads": torch.get_num_threads(),
+    }
+
+
+def compare(given: nn.Module, traced: Traced, images: Tensor | None) -> dict[str, Any]:
+    """How far the traced network is from the one that it stands for.
+
+    images: (N, channels, H, W); the inputs of the proof without them. Returns `images`, how many; `max_relative_error`
+    and `top1_agreement` over all of them.
+    """
+    batches = _inputs(traced) if images is None else images.split(32)
+    network = Outputs(given, softmax=traced.softmax)
+    found, expected = [], []
+    with torch.no_grad():
+        for x in batches:
+            found.append([y.numpy() for y in traced.network(x)])
+            expected.append(network(x))
+    checks = [_compared(y, z) for y, z in zip(found, expected, strict=True)]
+    counts = [len(x) for x in batches]
+    agreed = sum(c["top1_agreement"] * n for c, n in zip(checks, counts, strict=True))
+    return {
+        "images": sum(counts),
+        "max_relative_error": max(c["max_relative_error"] for c in checks),
+        "top1_agreement": agreed / sum(counts),
     }
 
 

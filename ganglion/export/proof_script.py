@@ -6,18 +6,13 @@ IN (npz): `x0`, `x1` ... are the images of runs; `threads`. OUT (npz): `y0_0`, `
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 sys.modules["ganglion"] = None  # type: ignore[assignment]  # an import of it fails from here on
 
-#: From images to what the file computes of them.
-Run = Callable[[np.ndarray], Sequence[Any]]
 
-
-def onnx(file: str, threads: int) -> tuple[Run, str]:
+def onnx(file, threads):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -27,7 +22,7 @@ def onnx(file: str, threads: int) -> tuple[Run, str]:
     return lambda x: session.run(None, {name: x}), f"onnxruntime {onnxruntime.__version__}"
 
 
-def pt2(file: str, threads: int) -> tuple[Run, str]:
+def pt2(file, threads):
     import torch
 
     torch.set_num_threads(threads)
@@ -40,7 +35,7 @@ def pt2(file: str, threads: int) -> tuple[Run, str]:
     return run, f"torch {torch.__version__}"
 
 
-def aoti(file: str, threads: int) -> tuple[Run, str]:
+def aoti(file, threads):
     import torch
 
     torch.set_num_threads(threads)
@@ -53,9 +48,17 @@ def aoti(file: str, threads: int) -> tuple[Run, str]:
     return run, f"torch {torch.__version__}"
 
 
-def main(kind: str, file: str, given: str, found: str) -> None:
+def openvino(file, threads):
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = openvino.Core().compile_model(file, "CPU", settings)
+    return lambda x: list(compiled(x).values()), f"openvino {openvino.__version__}"
+
+
+def main(kind, file, given, found):
     arrays = dict(np.load(given))
-    load = {"onnx": onnx, "pt2": pt2, "aoti": aoti}[kind]
+    load = {"onnx": onnx, "pt2": pt2, "aoti": aoti, "openvino": openvino}[kind]
     run, runtime = load(file, int(arrays.pop("threads")))
     results = {}
     for name, x in arrays.items():

@@ -1,6 +1,6 @@
 """Exported networks beside each other, in onnxruntime and in OpenVINO.
 
-    python benchmarks/exported.py [--threads 2] [--rounds 9] [--batch 1] [--only onnxruntime openvino] [--models NAME ...]
+    python benchmarks/exported.py [--threads 2] [--rounds 9] [--batch 1] [--only onnxruntime openvino] [--models ...]
 
 Every network, timm's too, is written and proven by `ganglion.export_model`, of one size, 224, and float32. Then all of
 them run in turn in one process; the figures are medians of the ratios of the rounds, as the speed of shared machines

@@ -58,7 +58,7 @@ def write_onnx(
     assert made is not None
     model = made.model
     # Not all that torch.onnx would do: its patterns find nothing here, in most of the time.
-    onnxscript.optimizer.fold_constants(model)
+    onnxscript.optimizer.fold_constants(model, should_fold=_kept_small)
     for clean in (
         passes.IdentityEliminationPass(),
         passes.CommonSubexpressionEliminationPass(),
@@ -77,6 +77,11 @@ def write_onnx(
     proto = ir.to_proto(model)
     onnx.save_model(proto, path)
     return {"nodes": len(proto.graph.node), "opset": OPSET, "functions": len(functions)}
+
+
+def _kept_small(node: ir.Node) -> bool | None:
+    """False for what makes float32 of eight bits, which a file would grow by; None leaves it to the optimizer."""
+    return False if any(v is not None and v.dtype == ir.DataType.INT8 for v in node.inputs) else None
 
 
 def _name_axes(graph: ir.Graph, axes: Mapping[int, str]) -> None:

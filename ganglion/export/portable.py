@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,13 @@ from .scan_by_lines import scan_by_lines
 EXTRA = "ganglion.json"
 
 
-def without_own_operators(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with the scan in PyTorch's own operators."""
+def without_own_operators(
+    program: torch.export.ExportedProgram, *, loop_free: bool = False
+) -> torch.export.ExportedProgram:
+    """The program with the scan in PyTorch's own operators. loop_free: without loops; of one size."""
+    form = functools.partial(scan_by_lines, loop_free=loop_free)
     with torch.no_grad():
-        return program.run_decompositions({torch.ops.ganglion.scan2d.default: scan_by_lines})
+        return program.run_decompositions({torch.ops.ganglion.scan2d.default: form})
 
 
 def write_pt2(traced: Traced, path: Path, *, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def write_pt2(traced: Traced, path: Path, *, metadata: Mapping[str, Any]) -> dic
 
 def write_aoti(traced: Traced, path: Path, *, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Compile the program for the processor at hand, for `torch._inductor.aoti_load_package`."""
-    program = without_own_operators(traced.program)
+    program = without_own_operators(traced.program, loop_free=True)
     with quiet("torch._inductor"), torch.no_grad():
         torch._inductor.aoti_compile_and_package(
             program,

@@ -1,7 +1,7 @@
 """`scan2d` in PyTorch's own operators, for programs that run where this library is not: of any size, in few steps.
 
-The walk is cut into its lines as in `onnx_scan`, which says how; its two loops are torch's `scan`, one node each of a
-program.
+The walk is cut into its lines as in `onnx_scan`, which says how. Its two loops are torch's `scan`, one node each of a
+program; or, for a compiler, which makes nothing of loops, log2(length) rounds of whole-map operations.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ def scan_by_lines(
     backend: str,
     size: Sequence[int],
     log_A: bool = False,
+    *,
+    loop_free: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What the operator `ganglion::scan2d` returns as networks call it, of tokens; an empty tensor in place of the
-    carries, which are for a backward pass."""
+    carries, which are for a backward pass. loop_free: without torch's `scan`; of one size."""
+    solve = _halved if loop_free else _loop
     decay_KND = (-torch.exp(A) if log_A else A).transpose(1, 2)
     rank, state = dt_weight.shape[2], A.shape[2]
     x_BHWD, proj_BHWC = (t.unflatten(1, list(size)) for t in (x, proj))
@@ -40,7 +43,7 @@ def scan_by_lines(
         for restart in (False, True):
             chosen = [(k, route) for k, route in group if route.restart is restart]
             if chosen:
-                y = y + _walked(x_BHWD, proj_BHWC, dt_weight, dt_bias, decay_KND, chosen, rank, state)
+                y = y + _walked(x_BHWD, proj_BHWC, dt_weight, dt_bias, decay_KND, chosen, rank, state, solve)
     return y.reshape(x.shape), x.new_empty(0)
 
 
@@ -53,6 +56,7 @@ def _walked(
     walks: Sequence[tuple[int, Route]],
     rank: int,
     state: int,
+    solve: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """The sum of walks whose lines are all rows or all columns, and all of whose states restart or none."""
     first = walks[0][1]
@@ -74,10 +78,11 @@ def _walked(
     v = low @ weight.transpose(1, 2)[:, None] + bias[:, None, None]
     dt = F.softplus(v)[..., None, :]
     decay = decay[:, None, None]
-    h = _loop(_line, torch.exp(dt * decay), dt * x_TKBMD[..., None, :] * B[..., None])
+    h = solve(torch.exp(dt * decay), dt * x_TKBMD[..., None, :] * B[..., None])
     if not first.restart:
         p = torch.exp(dt.cumsum(0) * decay)  # the decays of all steps up to here, multiplied
-        before = _loop(_across, p[-1].movedim(2, 0), h[-1].movedim(2, 0))
+        after = solve(p[-1].movedim(2, 0), h[-1].movedim(2, 0))
+        before = torch.cat((torch.zeros_like(after[:1]), after[:-1]))
         h = h + p * before.movedim(0, 2)
     y_TKBMD = (C[..., None] * h).sum(-2)
     found = [y_TKBMD[:, i].permute(back) for i in range(len(walks))]
@@ -85,19 +90,27 @@ def _walked(
     return torch.stack(summed).sum(0)
 
 
-def _loop(step: Callable[..., tuple[Tensor, Tensor]], a: Tensor, b: Tensor) -> Tensor:
-    """`step` along axis 0, from zero, of vectors: of more axes, strides of dynamic sizes would have to be proven."""
+def _loop(a: Tensor, b: Tensor) -> Tensor:
+    """h_t = a_t * h_(t-1) + b_t along axis 0, from zero. Of vectors: of more axes, strides of dynamic sizes would have to
+    be proven."""
     flat_a, flat_b = (t.reshape(t.shape[0], -1).contiguous() for t in (a, b))
-    _, found = scan(step, flat_a.new_zeros(flat_a.shape[1]), (flat_a, flat_b))
+    _, found = scan(_step, flat_a.new_zeros(flat_a.shape[1]), (flat_a, flat_b))
     return found.reshape(b.shape)
 
 
-def _line(h: Tensor, step: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The state after a step, which is kept."""
+def _step(h: Tensor, step: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     after = step[0] * h + step[1]
     return after, after.clone()
 
 
-def _across(before: Tensor, line: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The state before a line, which is kept, to that after it."""
-    return line[0] * before + line[1], before.clone()
+def _halved(a: Tensor, b: Tensor) -> Tensor:
+    """As `_loop`: pairs are combined to one step each, half the walk is solved, and the states between are filled in."""
+    length = a.shape[0]
+    if length == 1:
+        return b
+    if length % 2:  # a step that changes nothing
+        a, b = torch.cat((a, torch.ones_like(a[:1]))), torch.cat((b, torch.zeros_like(b[:1])))
+    (a_0, a_1), (b_0, b_1) = (t.unflatten(0, (-1, 2)).unbind(1) for t in (a, b))
+    h_1 = _halved(a_1 * a_0, a_1 * b_0 + b_1)
+    h_0 = a_0 * torch.cat((torch.zeros_like(h_1[:1]), h_1[:-1])) + b_0
+    return torch.stack((h_0, h_1), 1).flatten(0, 1)[:length]

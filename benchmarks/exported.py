@@ -1,8 +1,8 @@
 """Exported networks beside each other, in onnxruntime and in OpenVINO.
 
-    python benchmarks/exported.py [--threads 2] [--rounds 9] [--batch 1] [--only onnxruntime openvino] [--models ...]
+    python benchmarks/exported.py [--threads 2] [--rounds 9] [--batch 1] [--only ...] [--models ...]
 
-Every network, timm's too, is written and proven by `ganglion.export_model`, of one size, 224, and float32. Then all of
+`onnxruntime-native` is onnxruntime with this library's kernels for the scan. Every network, timm's too, is written and proven by `ganglion.export_model`, of one size, 224, and float32. Then all of
 them run in turn in one process; the figures are medians of the ratios of the rounds, as the speed of shared machines
 changes from second to second.
 """
@@ -10,6 +10,7 @@ changes from second to second.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import sys
@@ -19,20 +20,22 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-import timm
 import torch
 
 import ganglion
-from benchmarks._networks import forward, paired_ratio, seconds_in_turn, settings
+from benchmarks._networks import build, forward, paired_ratio, seconds_in_turn, settings
+from ganglion.export import onnxruntime_library
 
 MODELS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "vmamba_tiny_s1l8", "sparx_mamba_tiny")
-SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
+SUFFIXES = {"onnxruntime": ".onnx", "onnxruntime-native": ".onnx", "openvino": ".xml"}
 
 
-def onnxruntime_step(file: Path, x: torch.Tensor) -> Callable[[], object]:
+def onnxruntime_step(file: Path, x: torch.Tensor, *, native: bool = False) -> Callable[[], object]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if native:
+        options.register_custom_ops_library(str(onnxruntime_library()))
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     feed = {"images": x.numpy()}
@@ -48,7 +51,11 @@ def openvino_step(file: Path, x: torch.Tensor) -> Callable[[], object]:
     return lambda: compiled(images)
 
 
-STEPS = {"onnxruntime": onnxruntime_step, "openvino": openvino_step}
+STEPS = {
+    "onnxruntime": onnxruntime_step,
+    "onnxruntime-native": functools.partial(onnxruntime_step, native=True),
+    "openvino": openvino_step,
+}
 
 
 def main() -> None:
@@ -63,16 +70,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     x = torch.randn(args.batch, 3, 224, 224)
-    networks = {}
-    for name in args.models:
-        torch.manual_seed(0)
-        networks[name] = timm.create_model(name).eval()
+    networks = {name: build(name, torch.float32, train=False) for name in args.models}
     with tempfile.TemporaryDirectory() as folder:
         for runtime in args.only:
             steps: dict[str, Callable[[], object]] = {}
             for name, network in networks.items():
                 file = Path(folder) / (name + SUFFIXES[runtime])
-                report = ganglion.export_model(network, file, size=224, dynamic=("batch",))
+                report = ganglion.export_model(
+                    network, file, size=224, dynamic=("batch",), native=runtime == "onnxruntime-native"
+                )
                 error, seconds = report["max_relative_error"], report["seconds"]
                 print(
                     f"{file.name}: {report['nodes']} nodes, {report['megabytes']:.0f} MB, made in {seconds:.0f} s, "
@@ -83,9 +89,8 @@ def main() -> None:
                 steps[f"{name} (eager)"] = lambda network=network: forward(network, x)
             times = seconds_in_turn(steps, args.rounds)
             first = args.models[0]
-            print(
-                f"\n| batch {args.batch}, {runtime} | ms | speed over {first} | over itself in eager mode |\n|---|---|---|---|"
-            )
+            print(f"\n| batch {args.batch}, {runtime} | ms | speed over {first} | over itself, eager |")
+            print("|---|---|---|---|")
             for name in args.models:
                 speed = paired_ratio(times[first], times[name])
                 eager = paired_ratio(times[f"{name} (eager)"], times[name])

@@ -1,4 +1,4 @@
-"""A network as a file that runs without this library (ONNX, torch.export), proven in a fresh process."""
+"""A network as a file that runs without this library (ONNX, torch.export, OpenVINO), proven in a fresh process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="the file: .onnx or .pt2",
+        help="the file: .onnx, .pt2 or .xml",
     )
     parser.add_argument(
         "--format", metavar="NAME", help="where the suffix does not say it: aoti, a compiled .pt2"
@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loop-free", action="store_true", help="ONNX without Scan, for runtimes that lack it"
     )
+    parser.add_argument(
+        "--native", action="store_true", help="ONNX for onnxruntime with this library's own kernels"
+    )
+    parser.add_argument("--int8", action="store_true", help="weights in eight bits")
     parser.add_argument(
         "--task", metavar="FOLDER", help="a task of your own that SOURCE is of; its code runs"
     )
@@ -79,13 +83,15 @@ def run(args: argparse.Namespace) -> int:
             format=args.format,
             softmax=args.softmax,
             loop_free=args.loop_free,
+            native=args.native,
+            int8=args.int8,
             overwrite=args.overwrite,
         )
     except ExportError as error:
         if error.report and not args.json:
             _print(error.report)
         fail(args, error)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
         fail(args, error)
     if args.json:
         print_json(report)
@@ -120,6 +126,15 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, Any]]:
     found = [("file", report["file"]), ("size", size), ("made in", f"{report['seconds']} s")]
     found += [(f"input {name}", shape) for name, shape in report["inputs"].items()]
     found.append(("outputs", ", ".join(report["outputs"])))
+    if "int8" in report:
+        off = report["int8"]
+        found.append(
+            (
+                "int8",
+                f"logits off by {off['max_relative_error']:.1e}, the same largest one on "
+                f"{100 * off['top1_agreement']:.0f} % of {off['images']} images",
+            )
+        )
     speed = f"{report['milliseconds']} ms for the first images, {report['eager_milliseconds']} in eager mode"
     found.append(("card", report.get("card") or "none: nothing is known of its accuracy"))
     return [*found, ("runs in", f"{report['runtime']}, {report['threads']} threads: {speed}")]

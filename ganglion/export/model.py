@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import unknown
 from ..files import replacing
 from ..hub.card import CardError, write_card
+from ..ops.cpu import library
 from ..tasks.loaded_model import LoadedModel
 from .features import pyramid_of
 from .int8 import with_int8_weights
@@ -64,6 +65,7 @@ def export_model(
     features: bool = False,
     softmax: bool = False,
     loop_free: bool = False,
+    native: bool = False,
     int8: bool = False,
     images: Tensor | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -84,6 +86,7 @@ def export_model(
     features: the maps of a classifier's four stages in place of its logits.
     softmax: probabilities in place of a classifier's logits.
     loop_free: ONNX without Scan, for runtimes that lack it; of one size.
+    native: ONNX for onnxruntime with this library's kernels, `onnxruntime_library()`: the scan at its full speed.
     int8: weights of linear layers and convolutions in eight bits (`with_int8_weights`). The file is held against the
         network with these weights, and the report's `int8` says how far that one is from the network as it was.
     images: for `int8`, images (N, channels, H, W) as the network takes them, on which the two are compared; those of
@@ -95,13 +98,14 @@ def export_model(
     three inputs with absolute and relative errors and the agreement on the largest logit, milliseconds beside those of
     eager mode, and `card`, its file or None.
 
-    Raises ValueError for arguments that make no sense or sizes that the network does not take; ImportError for missing
-    packages, with the command that installs them; OSError where the file cannot be written; `ExportError` where it does
-    not run, or is off by more than the format's bound (1e-5; 1e-6 of .pt2), relative to the largest value.
+    Raises ValueError for arguments that make no sense or sizes that the network does not take; RuntimeError where
+    `native` finds no native library; ImportError for missing packages, with the command that installs them; OSError
+    where the file cannot be written; `ExportError` where it does not run, or is off by more than the format's bound
+    (1e-5; 1e-6 of .pt2), relative to the largest value.
     """
     path = Path(path)
     format = _format(path, format)
-    _check_request(path, format, dynamic, loop_free, int8, images, overwrite)
+    _check_request(path, format, dynamic, loop_free, native, int8, images, overwrite)
     said = _said_of(model) | dict(metadata or {})
     network = model.network if isinstance(model, LoadedModel) else model
     _check_float32(network)
@@ -122,10 +126,10 @@ def export_model(
             files = {path: temporary}
             if weights is not None:
                 files[path.with_suffix(weights)] = stack.enter_context(replacing(path.with_suffix(weights)))
-            about = _write(format, traced, temporary, said, loop_free)
+            about = _write(format, traced, temporary, said, loop_free, native)
             seconds = round(time.perf_counter() - start, 1)
             report = _report(files, format, traced, about, seconds)
-            report |= prove(format, temporary, traced)
+            report |= prove(format, temporary, traced, library=onnxruntime_library() if native else None)
             if int8:
                 report["int8"] = compare(given, traced, images)
             bound = FORMATS[format].bound
@@ -156,6 +160,19 @@ def _card(path: Path, model: nn.Module | LoadedModel, report: Mapping[str, Any])
     return None
 
 
+def onnxruntime_library() -> Path:
+    """What `SessionOptions.register_custom_ops_library` takes for files of `export_model(..., native=True)`.
+
+    It needs neither Python nor torch: copy it to where such a file runs, on a machine of the same kind. It runs on as
+    many threads as OpenMP has (OMP_NUM_THREADS).
+
+    Raises RuntimeError if the native code was not built.
+    """
+    if (why := library.unavailable()) is not None:
+        raise RuntimeError(why)
+    return library.path()
+
+
 def report_path(path: Path) -> Path:
     """Where the report of a file lies."""
     return path.with_name(f"{path.name}.json")
@@ -182,6 +199,7 @@ def _check_request(
     format: str,
     dynamic: Sequence[str],
     loop_free: bool,
+    native: bool,
     int8: bool,
     images: Tensor | None,
     overwrite: bool,
@@ -191,8 +209,14 @@ def _check_request(
         raise ValueError(f"dynamic={dynamic!r}: expected a sequence of names, such as ({dynamic!r},)")
     if images is not None and not int8:
         raise ValueError("images are for int8, which is left out")
-    if loop_free and format != "onnx":
-        raise ValueError(f"loop_free is a form of ONNX, the format is {format}")
+    if (loop_free or native) and format != "onnx":
+        raise ValueError(
+            f"{'loop_free' if loop_free else 'native'} is a form of ONNX, the format is {format}"
+        )
+    if loop_free and native:
+        raise ValueError("loop_free and native are two forms of the scan: expected one of them")
+    if native:
+        onnxruntime_library()
     if "size" in dynamic and not FORMATS[format].sizes:
         raise ValueError(
             f"{format} serves one size: leave 'size' out of dynamic, or export to another format"
@@ -262,13 +286,13 @@ def _facts(network: nn.Module, traced: Traced) -> dict[str, Any]:
 
 
 def _write(
-    format: str, traced: Traced, path: Path, said: Mapping[str, Any], loop_free: bool
+    format: str, traced: Traced, path: Path, said: Mapping[str, Any], loop_free: bool, native: bool
 ) -> dict[str, Any]:
     # What each needs is imported here: nobody who does not export waits for it.
     if format == "onnx":
         from .onnx_model import write_onnx
 
-        return write_onnx(traced, path, metadata=said, loop_free=loop_free)
+        return write_onnx(traced, path, metadata=said, loop_free=loop_free, native=native)
     if format == "openvino":
         from .openvino_model import write_openvino
 

@@ -25,9 +25,15 @@ OPSET = 20
 
 
 def write_onnx(
-    traced: Traced, path: Path, *, metadata: Mapping[str, Any], loop_free: bool = False
+    traced: Traced,
+    path: Path,
+    *,
+    metadata: Mapping[str, Any],
+    loop_free: bool = False,
+    native: bool = False,
 ) -> dict[str, Any]:
-    """Write the program as an ONNX model. metadata: goes into it, as JSON. loop_free: without ONNX's Scan.
+    """Write the program as an ONNX model. metadata: goes into it, as JSON. loop_free: without ONNX's Scan. native:
+    scans are nodes of the native library's operator, see `onnxruntime_library`.
 
     Returns what a report says of it. Raises ValueError for a loop-free form of dynamic sizes.
     """
@@ -48,7 +54,9 @@ def write_onnx(
             output_names=traced.outputs,
             opset_version=OPSET,
             custom_translation_table={
-                torch.ops.ganglion.scan2d.default: _translation(functions, loop_free),
+                torch.ops.ganglion.scan2d.default: _native_scan2d
+                if native
+                else _translation(functions, loop_free),
                 torch.ops.aten.roll.default: _roll,
                 torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
             },
@@ -67,7 +75,7 @@ def write_onnx(
         clean(model)
     for function in functions.values():
         model.functions[function.identifier()] = function
-    if functions:
+    if functions or native:
         model.graph.opset_imports[DOMAIN] = 1
     _name_axes(model.graph, axes)
     for value, name in zip(model.graph.outputs, traced.outputs, strict=True):
@@ -123,15 +131,39 @@ def _translation(made: dict[tuple, ir.Function], loop_free: bool) -> Callable[..
                 size=form[-1],
                 opset=OPSET,
             )
-        if all(isinstance(side, int) for side in size):
-            sides = op.Constant(value_ints=list(size))
-        else:
-            one = op.Constant(value_ints=[1])
-            sides = op.Concat(*(op.Reshape(side, one) for side in size), axis=0)
-        y = _node(made[form].name)(x, proj, dt_weight, dt_bias, A, D, sides)
+        y = _node(made[form].name, "size")(x, proj, dt_weight, dt_bias, A, D, _sides(size))
         return y, op.Reshape(y, op.Constant(value_ints=[1, -1]))  # nothing reads the carries
 
     return scan2d
+
+
+def _native_scan2d(
+    x: Any,
+    proj: Any,
+    dt_weight: Any,
+    dt_bias: Any,
+    A: Any,
+    D: Any,
+    routes: Any,
+    backend: Any,
+    size: Any = None,
+    log_A: Any = False,
+) -> Any:
+    """The operator as a node of src/onnxruntime.cpp."""
+    op: Any = onnxscript.opset20
+    decay = op.Neg(op.Exp(A)) if log_A else A
+    codes = op.Constant(value_ints=list(routes))
+    y = _node("scan2d", "size", "routes")(x, proj, dt_weight, dt_bias, decay, D, _sides(size), codes)
+    return y, op.Reshape(y, op.Constant(value_ints=[1, -1]))
+
+
+def _sides(size: Any) -> Any:
+    """Height and width, known or not, as int64 (2,)."""
+    op: Any = onnxscript.opset20
+    if all(isinstance(side, int) for side in size):
+        return op.Constant(value_ints=list(size))
+    one = op.Constant(value_ints=[1])
+    return op.Concat(*(op.Reshape(side, one) for side in size), axis=0)
 
 
 def _roll(x: Any, shifts: Any, dims: Any = ()) -> Any:
@@ -172,15 +204,15 @@ def _windows(x: Any, axis: int, count: int) -> Any:
     return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(end, first), x))
 
 
-def _node(name: str) -> Callable[..., Any]:
-    """A node of our domain, as onnxscript wants it: with a schema."""
+def _node(name: str, *integers: str) -> Callable[..., Any]:
+    """A node of our domain, as onnxscript wants it: with a schema. integers: inputs behind the tensors of float32."""
     of = onnx.defs.OpSchema.FormalParameter
     floats = ("x", "proj", "dt_weight", "dt_bias", "A", "D")
     schema = onnx.defs.OpSchema(
         name,
         DOMAIN,
         1,
-        inputs=[*(of(n, "tensor(float)") for n in floats), of("size", "tensor(int64)")],
+        inputs=[*(of(n, "tensor(float)") for n in floats), *(of(n, "tensor(int64)") for n in integers)],
         outputs=[of("y", "tensor(float)")],
     )
     return values.Op(values.Opset(DOMAIN, 1), name, schema)

@@ -27,11 +27,12 @@ class ExportError(RuntimeError):
         self.report: dict[str, Any] = report or {}
 
 
-def prove(kind: str, file: Path, traced: Traced) -> dict[str, Any]:
+def prove(kind: str, file: Path, traced: Traced, *, library: Path | None = None) -> dict[str, Any]:
     """Run the file on three inputs in a fresh process without this library, and compare with the model.
 
-    kind: what runs it, a function of `proof_script`. The inputs have the size that was exported and, where that is
-    dynamic, the smallest and a larger, odd one; where the number of images is, one and three of them.
+    kind: what runs it, a function of `proof_script`. library: of custom operators that it needs. The inputs have the
+    size that was exported and, where that is dynamic, the smallest and a larger, odd one; where the number of images
+    is, one and three of them.
 
     Returns `checks`, an entry for each input, their largest errors, the agreement on the largest logit, the runtime,
     and the milliseconds of one input here and in eager mode. Raises ExportError where the file cannot be run.
@@ -48,7 +49,7 @@ def prove(kind: str, file: Path, traced: Traced) -> dict[str, Any]:
         given, found = Path(folder) / "in.npz", Path(folder) / "out.npz"
         np.savez(given, threads=torch.get_num_threads(), **{f"x{i}": x.numpy() for i, x in enumerate(inputs)})  # pyright: ignore[reportArgumentType]  numpy's stub gives keywords the type of allow_pickle
         done = subprocess.run(
-            [sys.executable, "-I", str(_SCRIPT), kind, str(file), str(given), str(found)],
+            [sys.executable, "-I", str(_SCRIPT), kind, str(file), str(given), str(found), str(library or "")],
             capture_output=True,
             text=True,
         )

@@ -1,7 +1,9 @@
-"""Run by `proof` in a process of its own, where this library cannot be imported: python -I THIS KIND FILE IN OUT.
+"""Run by `proof` in a process of its own, where this library cannot be imported:
+
+    python -I THIS KIND FILE IN OUT LIBRARY
 
 IN (npz): `x0`, `x1` ... are the images of runs; `threads`. OUT (npz): `y0_0`, `y0_1` ... are their results in order;
-`seconds`, the shortest time of a run of x0; `runtime`, its name and version.
+`seconds`, the shortest time of a run of x0; `runtime`, its name and version. LIBRARY: of custom operators, or empty.
 """
 
 import sys
@@ -12,17 +14,19 @@ import numpy as np
 sys.modules["ganglion"] = None  # type: ignore[assignment]  # an import of it fails from here on
 
 
-def onnx(file, threads):
+def onnx(file, threads, library):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if library:
+        options.register_custom_ops_library(library)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x}), f"onnxruntime {onnxruntime.__version__}"
 
 
-def pt2(file, threads):
+def pt2(file, threads, library):
     import torch
 
     torch.set_num_threads(threads)
@@ -35,7 +39,7 @@ def pt2(file, threads):
     return run, f"torch {torch.__version__}"
 
 
-def aoti(file, threads):
+def aoti(file, threads, library):
     import torch
 
     torch.set_num_threads(threads)
@@ -48,7 +52,7 @@ def aoti(file, threads):
     return run, f"torch {torch.__version__}"
 
 
-def openvino(file, threads):
+def openvino(file, threads, library):
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -56,10 +60,10 @@ def openvino(file, threads):
     return lambda x: list(compiled(x).values()), f"openvino {openvino.__version__}"
 
 
-def main(kind, file, given, found):
+def main(kind, file, given, found, library):
     arrays = dict(np.load(given))
     load = {"onnx": onnx, "pt2": pt2, "aoti": aoti, "openvino": openvino}[kind]
-    run, runtime = load(file, int(arrays.pop("threads")))
+    run, runtime = load(file, int(arrays.pop("threads")), library)
     results = {}
     for name, x in arrays.items():
         for i, y in enumerate(run(x)):

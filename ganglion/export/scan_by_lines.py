@@ -91,8 +91,8 @@ def _walked(
 
 
 def _loop(a: Tensor, b: Tensor) -> Tensor:
-    """h_t = a_t * h_(t-1) + b_t along axis 0, from zero. Of vectors: of more axes, strides of dynamic sizes would have to
-    be proven."""
+    """h_t = a_t * h_(t-1) + b_t along axis 0, from zero. Of vectors: of more axes, strides of dynamic sizes would have
+    to be proven."""
     flat_a, flat_b = (t.reshape(t.shape[0], -1).contiguous() for t in (a, b))
     _, found = scan(_step, flat_a.new_zeros(flat_a.shape[1]), (flat_a, flat_b))
     return found.reshape(b.shape)
@@ -104,7 +104,7 @@ def _step(h: Tensor, step: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _halved(a: Tensor, b: Tensor) -> Tensor:
-    """As `_loop`: pairs are combined to one step each, half the walk is solved, and the states between are filled in."""
+    """As `_loop`: pairs are combined to one step each, half the walk is solved, the states between are filled in."""
     length = a.shape[0]
     if length == 1:
         return b

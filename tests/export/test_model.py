@@ -100,12 +100,16 @@ def test_weights_in_eight_bits(tmp_path):
     images = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     before = copy.deepcopy(network.state_dict())
     full, small = (
-        ganglion.export_model(network, tmp_path / "net.onnx", size=32, int8=int8, images=images if int8 else None)
+        ganglion.export_model(
+            network, tmp_path / "net.onnx", size=32, int8=int8, images=images if int8 else None
+        )
         for int8 in (False, True)
     )
     assert small["megabytes"] < 0.45 * full["megabytes"] and small["max_relative_error"] < 1e-5
     found = small["int8"]
-    assert found["images"] == 40 and 1e-4 < found["max_relative_error"] < 0.05 and found["top1_agreement"] > 0.9
+    assert (
+        found["images"] == 40 and 1e-4 < found["max_relative_error"] < 0.05 and found["top1_agreement"] > 0.9
+    )
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
 

@@ -128,6 +128,14 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(_indices())
 
 
+def path() -> Path:
+    """Where the library lies, whether or not it is there."""
+    name = {"win32": "ganglion_scan.dll", "darwin": "libganglion_scan.dylib"}.get(
+        sys.platform, "libganglion_scan.so"
+    )
+    return Path(__file__).parent / name
+
+
 def loaded() -> tuple[ctypes.CDLL, int]:
     """The library and the index of the instruction set to use; RuntimeError if the backend is unavailable."""
     library = _library()
@@ -171,17 +179,14 @@ def _indices() -> dict[str, int]:
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The library, or why there is none."""
-    name = {"win32": "ganglion_scan.dll", "darwin": "libganglion_scan.dylib"}.get(
-        sys.platform, "libganglion_scan.so"
-    )
-    path = Path(__file__).parent / name
-    if not path.exists():
+    file = path()
+    if not file.exists():
         return (
-            f"{path} does not exist: the package was installed or checked out without building its native code. "
+            f"{file} does not exist: the package was installed or checked out without building its native code. "
             "With a C++17 compiler, `pip install .` builds it (`pip install -e .` in a checkout)"
         )
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(file))
         library.ganglion_scan_name.restype = ctypes.c_char_p
         for operator, structure in _CALLS.items():
             for function in ("size",) if operator in _WITHOUT_WORKSPACE else ("size", "workspace"):
@@ -191,5 +196,5 @@ def _library() -> ctypes.CDLL | str:
         for kernel in _KERNELS:
             getattr(library, f"ganglion_{kernel}").restype = None
     except (OSError, AttributeError) as error:
-        return f"{path} does not fit ({error}): build it again on this machine with `pip install .`"
+        return f"{file} does not fit ({error}): build it again on this machine with `pip install .`"
     return library

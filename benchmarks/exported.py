@@ -2,9 +2,9 @@
 
     python benchmarks/exported.py [--threads 2] [--rounds 9] [--batch 1] [--only ...] [--models ...]
 
-`onnxruntime-native` is onnxruntime with this library's kernels for the scan. Every network, timm's too, is written and proven by `ganglion.export_model`, of one size, 224, and float32. Then all of
+Every network, timm's too, is written and proven by `ganglion.export_model`, of one size, 224, and float32. Then all of
 them run in turn in one process; the figures are medians of the ratios of the rounds, as the speed of shared machines
-changes from second to second.
+changes from second to second. `onnxruntime-native` is onnxruntime with this library's kernels for the scan.
 """
 
 from __future__ import annotations

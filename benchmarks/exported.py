@@ -23,7 +23,8 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import torch
 
 import ganglion
-from benchmarks._networks import build, forward, paired_ratio, seconds_in_turn, settings
+from benchmarks._networks import build, paired_ratio, settings
+from ganglion.analysis.timing import inference, seconds_in_turn
 from ganglion.export import onnxruntime_library
 
 MODELS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "vmamba_tiny_s1l8", "sparx_mamba_tiny")
@@ -86,7 +87,7 @@ def main() -> None:
                     flush=True,
                 )
                 steps[name] = STEPS[runtime](file, x)
-                steps[f"{name} (eager)"] = lambda network=network: forward(network, x)
+                steps[f"{name} (eager)"] = lambda network=network: inference(network, x)
             times = seconds_in_turn(steps, args.rounds)
             first = args.models[0]
             print(f"\n| batch {args.batch}, {runtime} | ms | speed over {first} | over itself, eager |")

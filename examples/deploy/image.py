@@ -11,11 +11,13 @@ def prepared(path, said):
     """
     height, width = said["size"]
     image = Image.open(path).convert("RGB")
-    scale = max(height / image.height, width / image.width) / said["crop_pct"]
+    # Of a side that the image is scaled to, the centre is taken: crop_pct of it.
+    scaled = [int(side / said["crop_pct"]) for side in (width, height)]
+    scale = max(scaled[0] / image.width, scaled[1] / image.height)
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    sides = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    sides = [int(side * scale + 1e-6) for side in image.size]
     image = image.resize(sides, filters[said["interpolation"]])
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
     pixels = (pixels - np.float32(said["mean"])) / np.float32(said["std"])
     return pixels.transpose(2, 0, 1)[None]

@@ -13,7 +13,7 @@ from image import prepared
 
 core = openvino.Core()
 model = core.read_model(sys.argv[1])
-said = {key: json.loads(value.value) for key, value in model.get_rt_info("ganglion").value.items()}
+said = {key: json.loads(value) for key, value in model.get_rt_info("ganglion").value.items()}
 # float32 as it was exported: on some processors OpenVINO would round to bfloat16 on its own.
 run = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 names = said.get("class_names")

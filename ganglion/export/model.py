@@ -209,6 +209,8 @@ def _check_request(
         raise ValueError(f"dynamic={dynamic!r}: expected a sequence of names, such as ({dynamic!r},)")
     if images is not None and not int8:
         raise ValueError("images are for int8, which is left out")
+    if images is not None and (images.dim() != 4 or not len(images)):
+        raise ValueError(f"images are of {tuple(images.shape)}: expected (N, channels, H, W)")
     if (loop_free or native) and format != "onnx":
         raise ValueError(
             f"{'loop_free' if loop_free else 'native'} is a form of ONNX, the format is {format}"

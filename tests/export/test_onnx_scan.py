@@ -86,7 +86,9 @@ def test_long_memory_and_decays_that_underflow():
     assert relative(run(made, args, (40, 40)), expected(args, CROSS, (40, 40))) < 2e-6
 
 
-def test_in_operators_of_torch():
-    args = arguments(EVERY, 5, 7, state=2)
-    y, _ = scan_by_lines(*(t.double() for t in args), EVERY, "auto", [5, 7], True)
-    torch.testing.assert_close(y, expected(args, EVERY, (5, 7)), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("loop_free", [False, True])
+def test_in_operators_of_torch(loop_free):
+    for size in ((5, 7), (8, 2)):
+        args = arguments(EVERY, *size, state=2)
+        y, _ = scan_by_lines(*(t.double() for t in args), EVERY, "auto", size, True, loop_free=loop_free)
+        torch.testing.assert_close(y, expected(args, EVERY, size), rtol=1e-12, atol=1e-12)

@@ -140,7 +140,7 @@ def _has(network: nn.Module) -> str:
     """What a network without the features that were asked for has instead."""
     named = list(network.named_modules())[1:]
     kinds = {"mixer": _is_mixer, "block": _is_block}
-    return "".join(f"{kind}, or " for kind, is_one in kinds.items() if any(is_one(*each) for each in named))
+    return "".join(f"{k}, or " for k, is_one in kinds.items() if any(is_one(n, m) for n, m in named))
 
 
 def _is_mixer(name: str, module: nn.Module) -> bool:

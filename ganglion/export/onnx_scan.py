@@ -309,7 +309,7 @@ def _combined(g: _Nodes, a_TX: ir.Value, b_TX: ir.Value, back: bool, length: int
     (a_first, b_first), (a_next, b_next) = ((a_1, b_1), (a_0, b_0)) if back else ((a_0, b_0), (a_1, b_1))
     a_both, b_both = g("Mul", a_next, a_first), g("Add", g("Mul", a_next, b_first), b_next)
     flat = g.ints(half, -1)
-    h_next = _combined(g, *(g("Reshape", t, flat) for t in (a_both, b_both)), back, half)
+    h_next = _combined(g, g("Reshape", a_both, flat), g("Reshape", b_both, flat), back, half)
     h_next = g("Unsqueeze", h_next, g.ints(1))
     if half > 1:
         b_first = g("Add", g("Mul", a_first, _before(g, h_next, back, half, rank=3)), b_first)

@@ -8,13 +8,18 @@ IN (npz): `x0`, `x1` ... are the images of runs; `threads`. OUT (npz): `y0_0`, `
 
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 sys.modules["ganglion"] = None  # type: ignore[assignment]  # an import of it fails from here on
 
+#: From images to what the file computes of them.
+Run = Callable[[np.ndarray], Sequence[Any]]
 
-def onnx(file, threads, library):
+
+def onnx(file: str, threads: int, library: str) -> tuple[Run, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -26,7 +31,7 @@ def onnx(file, threads, library):
     return lambda x: session.run(None, {name: x}), f"onnxruntime {onnxruntime.__version__}"
 
 
-def pt2(file, threads, library):
+def pt2(file: str, threads: int, library: str) -> tuple[Run, str]:
     import torch
 
     torch.set_num_threads(threads)
@@ -39,7 +44,7 @@ def pt2(file, threads, library):
     return run, f"torch {torch.__version__}"
 
 
-def aoti(file, threads, library):
+def aoti(file: str, threads: int, library: str) -> tuple[Run, str]:
     import torch
 
     torch.set_num_threads(threads)
@@ -52,7 +57,7 @@ def aoti(file, threads, library):
     return run, f"torch {torch.__version__}"
 
 
-def openvino(file, threads, library):
+def openvino(file: str, threads: int, library: str) -> tuple[Run, str]:
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -60,7 +65,7 @@ def openvino(file, threads, library):
     return lambda x: list(compiled(x).values()), f"openvino {openvino.__version__}"
 
 
-def main(kind, file, given, found, library):
+def main(kind: str, file: str, given: str, found: str, library: str) -> None:
     arrays = dict(np.load(given))
     load = {"onnx": onnx, "pt2": pt2, "aoti": aoti, "openvino": openvino}[kind]
     run, runtime = load(file, int(arrays.pop("threads")), library)

@@ -143,9 +143,10 @@ def export_model(
     finally:
         for module, was in training.items():
             module.training = was
+    report["card"] = _card(path, model, report)
     with replacing(report_path(path)) as temporary:
         temporary.write_text(json.dumps(report | {"model": said}, indent=2) + "\n")
-    return report | {"card": _card(path, model, report)}
+    return report
 
 
 def _card(path: Path, model: nn.Module | LoadedModel, report: Mapping[str, Any]) -> str | None:

@@ -115,7 +115,7 @@ def _folder(task: str) -> Path:
 def groups(task: str) -> tuple[Group, ...]:
     """The options of a task in the order of the help; those of no class first, in a group without a name.
 
-    task: its name, or its folder.
+    task: its name, or its folder. Raises LookupError where a task's files do not say them.
     """
     path, training = _source(*_FIT), _folder(task) / "training.py"
     alone: list[Field] = []
@@ -132,7 +132,8 @@ def groups(task: str) -> tuple[Group, ...]:
             name = _CLASSES.get(ast.unparse(given[0]), ast.unparse(given[0]))
             where = training if name in ("TASK", "DATA") else path
             definition = _definition(where, name)
-            assert definition is not None, f"{where} defines no {name}"
+            if definition is None:
+                raise LookupError(f"{where} has no line `{name} = ...` of one class, which says a task's fields")
             found += _groups(ast.literal_eval(given[1]), *definition)
     monitor, mode = _constant(_folder(task) / "metrics.py", "MONITOR")
     defaults = _constant(path, "_DEFAULTS") | {
@@ -292,7 +293,8 @@ def without_package(name: str) -> ModuleType:
 
 def _constant(path: Path, name: str) -> Any:
     found = _definition(path, name)
-    assert found is not None and isinstance(found[1], ast.expr), f"{path} defines no {name}"
+    if found is None or not isinstance(found[1], ast.expr):
+        raise LookupError(f"{path} has no line `{name} = ...` of one value")
     return ast.literal_eval(found[1])
 
 

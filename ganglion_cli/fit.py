@@ -51,7 +51,10 @@ def main(argv: Sequence[str]) -> int:
     from .recipe import RecipeError, check, expand
 
     if "-h" in argv or "--help" in argv:
-        print(help(list(argv)))
+        try:
+            print(help(list(argv)))
+        except LookupError as error:
+            return _fail(error)
         return 0
     argv = expand(argv)
     try:

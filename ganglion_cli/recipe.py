@@ -111,7 +111,10 @@ class Table:
     """The fields of a task by name."""
 
     def __init__(self, task: str):
-        self.groups = {group.name: group for group in fields.groups(task)}
+        try:
+            self.groups = {group.name: group for group in fields.groups(task)}
+        except LookupError as error:
+            raise RecipeError(f"the task {task}: {error}") from error
         self.fields = {field.name: field for group in self.groups.values() for field in group.fields}
         self._short = {name.rpartition(".")[2]: name for name in reversed(self.fields)}
 

@@ -184,7 +184,10 @@ class ShardSource(StreamSource):
 
 
 class HubSource(StreamSource):
-    """A Hugging Face dataset as a stream.
+    """A Hugging Face dataset as a stream (`hfids/`).
+
+    By index (`hfds/`) a set must be on the disk first, as Arrow files beside its download: twice the 150 GB of
+    ImageNet-1k. A stream begins at once and keeps nothing.
 
     Where the number of workers divides the number of files, a worker reads files of its own in training, else it reads
     all and takes its part. In evaluation it always does, since the number of images in a file is unknown.

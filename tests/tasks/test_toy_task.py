@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import math
 import shutil
 import sys
@@ -117,6 +118,17 @@ def test_help_lists_its_options(task, capsys):
     assert "[val/error]" in out and "[min]" in out
     assert main(["fit", "--task", str(task), "--data.roots", "x"]) == 2
     assert "Did you mean" in capsys.readouterr().err
+
+
+def test_a_task_whose_files_do_not_say_its_fields(task, capsys):
+    """They are read, not run: two names in one line are not understood, and that is said."""
+    training = task / "training.py"
+    changed = re.sub(r"^TASK = (\w+)$", r"TASK, OTHER = \1, 1", training.read_text(), flags=re.M)
+    assert changed != training.read_text()
+    training.write_text(changed)
+    for more in (["--help"], ["--data.root", "x"]):
+        assert main(["fit", "--task", str(task), *more]) == 2
+        assert "training.py has no line `TASK = ...` of one class" in capsys.readouterr().err
 
 
 def test_a_task_is_forty_lines():

@@ -98,7 +98,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert dead_links(tmp_path / "site") == []
 
 
-@pytest.mark.parametrize("name", ["look"])
+@pytest.mark.parametrize("name", ["look", "train"])
 def test_notebooks_run(name, tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="NOT TESTED: nbclient is not installed")
     pytest.importorskip("ipykernel")

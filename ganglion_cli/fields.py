@@ -133,7 +133,9 @@ def groups(task: str) -> tuple[Group, ...]:
             where = training if name in ("TASK", "DATA") else path
             definition = _definition(where, name)
             if definition is None:
-                raise LookupError(f"{where} has no line `{name} = ...` of one class, which says a task's fields")
+                raise LookupError(
+                    f"{where} has no line `{name} = ...` of one class, which says a task's fields"
+                )
             found += _groups(ast.literal_eval(given[1]), *definition)
     monitor, mode = _constant(_folder(task) / "metrics.py", "MONITOR")
     defaults = _constant(path, "_DEFAULTS") | {

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .common import add_source_arguments, check_size, fail, open_source, print_json, print_table
 from .options import say_loading
+
+if TYPE_CHECKING:
+    from ganglion.tasks.loaded_model import LoadedModel
 
 _EXAMPLES = """\
 examples:
   ganglion export runs/one/model -o flowers.onnx
   ganglion export runs/one/model -o flowers.onnx --dynamic batch,size --softmax
   ganglion export vmamba_tiny_s1l8=vssm1_tiny_0230s_ckpt_epoch_264.pth -o vmamba.pt2
+  ganglion export vmamba_tiny_s1l8=vssm1_tiny_0230s_ckpt_epoch_264.pth -o vmamba_tiny
   ganglion export sparx_mamba_nano -o nano.onnx --untrained --features --size 512 384
 
 SOURCE is an exported folder, a training checkpoint, a name (its published weights), or NAME=FILE for a published file.
@@ -33,10 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="the file: .onnx, .pt2 or .xml",
+        help="the file: .onnx, .pt2 or .xml; or, without a suffix, a folder as `ganglion fit` leaves it",
     )
     parser.add_argument(
-        "--format", metavar="NAME", help="where the suffix does not say it: aoti, a compiled .pt2"
+        "--format",
+        metavar="NAME",
+        help="where the suffix does not say it: aoti, a compiled .pt2; safetensors, a folder",
     )
     add_source_arguments(parser)
     parser.add_argument(
@@ -68,11 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    size = check_size(args)
+    size, is_folder = check_size(args), _is_folder(args)
     say_loading("PyTorch and timm")
     from ganglion.export import ExportError, export_model
 
     loaded = open_source(args, args.source)
+    if is_folder:
+        return _write_folder(args, loaded)
     try:
         report = export_model(
             loaded,
@@ -97,6 +105,35 @@ def run(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         _print(report)
+    return 0
+
+
+def _is_folder(args: argparse.Namespace) -> bool:
+    """Whether a folder is asked for. Exits with status 2 for options that are of files."""
+    if not (args.format == "safetensors" or (args.format is None and not args.output.suffix)):
+        return False
+    given = ("size", "dynamic", "features", "softmax", "loop_free", "native", "int8")
+    for name in given:
+        if getattr(args, name):
+            args.parser.error(f"--{name.replace('_', '-')}: a folder has the network as it is, without it")
+    return True
+
+
+def _write_folder(args: argparse.Namespace, loaded: LoadedModel) -> int:
+    from ganglion.hub import write_folder
+    from ganglion.training.errors import TrainingError
+
+    try:
+        why = write_folder(loaded, args.output)
+    except (TrainingError, OSError) as error:
+        fail(args, error)
+    report = {"file": str(args.output), "format": "safetensors", "card": None if why else "README.md"}
+    if args.json:
+        print_json(report)
+    else:
+        print(f"  folder  {args.output}: model.safetensors, config.json{'' if why else ', README.md'}")
+        if why:
+            print(f"  no card: {why}")
     return 0
 
 

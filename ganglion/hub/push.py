@@ -12,8 +12,9 @@ from ..models.hub_files import PREFIX, check_repo, explain
 from ..models.weight_files import offline
 from ..tasks.loaded_model import LoadedModel
 from .card import is_ours, write_card
+from .folder import CARD, write_network
 
-_CARD, _CONFIG, _WEIGHTS = "README.md", "config.json", "model.safetensors"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 class HubError(OSError):
@@ -53,24 +54,17 @@ def push(
         raise HubError(f"GANGLION_OFFLINE is set: nothing is uploaded to {repo}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
-        _write(model, folder)
+        write_network(model, folder)
         if isinstance(card, (str, os.PathLike)):
-            (folder / _CARD).write_text(Path(card).read_text(encoding="utf-8"), encoding="utf-8")
+            (folder / CARD).write_text(Path(card).read_text(encoding="utf-8"), encoding="utf-8")
         elif card:
-            write_card(model, folder / _CARD, source=PREFIX + repo, licence=licence)
+            write_card(model, folder / CARD, source=PREFIX + repo, licence=licence)
         try:
             return _upload(folder, repo, private, revision, message, overwrite, isinstance(card, bool))
         except HubError:
             raise
         except Exception as error:  # servers, files and proxies fail in their own ways
             raise HubError(f"cannot push to {repo}: {explain(error)}") from error
-
-
-def _write(model: LoadedModel, folder: Path) -> None:
-    from ..training.exported_folder import export
-
-    said = {"class_names": model.class_names, "data_config": model.data_config} | dict(model.made_of)
-    export(model.network, folder, said | {"task": model.task.name}, model.training)
 
 
 def _upload(
@@ -90,7 +84,7 @@ def _upload(
         raise LocalTokenNotFoundError
     api = HfApi(library_name="ganglion")
     api.create_repo(repo, private=private, exist_ok=True)
-    there = {file for file in (_CARD, _CONFIG, _WEIGHTS) if api.file_exists(repo, file, revision=revision)}
+    there = {file for file in (CARD, _CONFIG, _WEIGHTS) if api.file_exists(repo, file, revision=revision)}
     if (
         not overwrite
         and there & {_CONFIG, _WEIGHTS}
@@ -99,10 +93,10 @@ def _upload(
         raise HubError(
             f"{repo} holds a network that no push of ours wrote: expected another name, or --overwrite"
         )
-    if _CARD in there and may_keep and not overwrite:
-        found = _fetched(api, repo, _CARD, revision, there)
+    if CARD in there and may_keep and not overwrite:
+        found = _fetched(api, repo, CARD, revision, there)
         if found is not None and not is_ours(found):
-            (folder / _CARD).unlink(missing_ok=True)
+            (folder / CARD).unlink(missing_ok=True)
     done = api.upload_folder(
         repo_id=repo,
         folder_path=folder,

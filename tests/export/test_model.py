@@ -270,3 +270,27 @@ def test_the_command_refuses_without_weights_and_exports_with_them(tmp_path, cap
     # Its own file may be written again; the network's mode is left alone.
     network = timm.create_model("test_vmamba", num_classes=3).train()
     assert ganglion.export_model(network, "a.onnx", size=32, softmax=True)["passed"] and network.training
+
+
+def test_a_folder_that_timm_reads(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "test_vmamba", "-o", "folder", "--untrained", "--seed", "3"]) == 0
+    assert "no card" in capsys.readouterr().out
+    assert sorted(p.name for p in Path("folder").iterdir()) == ["config.json", "model.safetensors"]
+    torch.manual_seed(3)
+    network = timm.create_model("test_vmamba").eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        found = timm.create_model("local-dir:folder", pretrained=True).eval()(images)
+        assert torch.equal(found, network(images))
+        assert torch.equal(ganglion.load_model("folder").network(images), found)
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("{}")
+    for argv, said in (
+        (["-o", "mine"], "holds a network that no run of ours wrote"),
+        (["-o", "other", "--int8"], "--int8: a folder has the network as it is"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["export", "test_vmamba", "--untrained", *argv])
+        assert said in capsys.readouterr().err
+    assert Path("mine/config.json").read_text() == "{}" and not Path("other").exists()

@@ -213,7 +213,7 @@ class Fusion(nn.Sequential):
             y = self._filled(torch.cat([F.linear(*layer) for layer in layers], 1))
         else:
             y = self._in_parts([lambda layer=layer: F.linear(*layer) for layer in layers])
-        return to_map(y.unflatten(0, [x.shape[0], -1]), x)
+        return to_map(y.unflatten(0, [x.shape[0], x.shape[2] * x.shape[3]]), x)
 
     def _in_parts(self, parts: list[Callable[[], Tensor]]) -> Tensor:
         """`_filled` of the concatenated parts, in less memory: one part after the other is made and moved."""

@@ -24,7 +24,7 @@ def test_what_is_here(capsys):
     versions = {entry["name"]: entry["version"] for entry in report["packages"]}
     assert versions["torch"] == torch.__version__.partition("+")[0] and versions["timm"]
     extras = {extra["name"]: extra for extra in report["extras"]}
-    assert extras.keys() == {"train", "viz", "shards", "hub", "detection"}
+    assert extras.keys() == {"train", "viz", "shards", "hub", "detection"} | ({"openvino"} & extras.keys())
     assert extras["train"]["install"] == "pip install 'ganglion[train]'"
     assert report["instruction_sets"]["ganglion"] == list(cpu.instruction_sets())
     assert [b["name"] for b in report["backends"]] == list(dispatch.BACKENDS)

@@ -98,7 +98,7 @@ def test_help_lists_every_verb(capsys):
 def test_fit_gets_its_arguments_as_they_are(monkeypatch, argv):
     seen = []
     fit = types.ModuleType("ganglion.tasks.fit")
-    fit.main = lambda argv: seen.append(argv) or 7
+    fit.main = lambda argv, finish: seen.append(argv) or 7
     monkeypatch.setitem(sys.modules, "ganglion.tasks.fit", fit)
     assert main(["fit", *argv]) == 7
     assert seen == [argv]

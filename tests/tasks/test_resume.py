@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from ganglion.tasks import fit
+from ganglion_cli import fit
 
 from .runs import arguments, differences, read_last, run, tree, write_data
 
@@ -32,7 +32,7 @@ def learnt(output) -> dict:
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
-        losses = run(patch, arguments(write_data(folder / "data"), folder / "run"))
+        losses = run(patch, arguments(write_data(folder / "data"), folder / "run"), main=fit.main)
     assert len(losses) == STEPS and len(set(losses)) == STEPS
     return folder / "data", losses, learnt(folder / "run"), (folder / "run" / "log.csv").read_text()
 
@@ -89,7 +89,8 @@ def test_kill_9(uninterrupted, tmp_path):
     assert process.returncode == 0, output
     assert "resuming from" in output
     assert differences(learnt(tmp_path), expected) == []
-    assert tree(tmp_path / "model") == tree(data.parent / "run" / "model")
+    model = tree(tmp_path / "model")
+    assert model == tree(data.parent / "run" / "model") and "README.md" in model
     assert torch.equal(
         learnt(tmp_path)["state_dict"]["network.stem.0.conv.weight"],
         expected["state_dict"]["network.stem.0.conv.weight"],

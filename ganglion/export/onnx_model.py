@@ -54,9 +54,7 @@ def write_onnx(
             output_names=traced.outputs,
             opset_version=OPSET,
             custom_translation_table={
-                torch.ops.ganglion.scan2d.default: _native_scan2d
-                if native
-                else _translation(functions, loop_free),
+                torch.ops.ganglion.scan2d.default: _translation(functions, loop_free, native),
                 torch.ops.aten.roll.default: _roll,
                 torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
             },
@@ -77,6 +75,8 @@ def write_onnx(
         model.functions[function.identifier()] = function
     if functions or native:
         model.graph.opset_imports[DOMAIN] = 1
+    # Which line of which file on this machine each node came from.
+    passes.ClearMetadataAndDocStringPass()(model)
     _name_axes(model.graph, axes)
     for value, name in zip(model.graph.outputs, traced.outputs, strict=True):
         value.name = name
@@ -103,8 +103,23 @@ def _name_axes(graph: ir.Graph, axes: Mapping[int, str]) -> None:
                     value.shape[axis] = name
 
 
-def _translation(made: dict[tuple, ir.Function], loop_free: bool) -> Callable[..., Any]:
-    """What torch.onnx puts in the place of the operator. made: the functions so far, one for all scans of one form."""
+def _translation(made: dict[tuple, ir.Function], loop_free: bool, native: bool) -> Callable[..., Any]:
+    """What torch.onnx puts in the place of the operator. made: the functions so far, one for all scans of one form.
+    native: a node of src/onnxruntime.cpp in place of a function's call."""
+
+    def function(routes: Any, rank: int, state: int, log_A: bool, size: Any) -> str:
+        form = (tuple(routes), rank, state, log_A, tuple(size) if loop_free else None)
+        if form not in made:
+            made[form] = scan_function(
+                f"scan2d_{len(made)}",
+                routes,
+                dt_rank=rank,
+                d_state=state,
+                log_A=log_A,
+                size=form[-1],
+                opset=OPSET,
+            )
+        return made[form].name
 
     def scan2d(
         x: Any,
@@ -119,42 +134,16 @@ def _translation(made: dict[tuple, ir.Function], loop_free: bool) -> Callable[..
         log_A: Any = False,
     ) -> Any:
         op: Any = onnxscript.opset20
-        rank, state = dt_weight.shape[2], A.shape[2]
-        form = (tuple(routes), rank, state, log_A, tuple(size) if loop_free else None)
-        if form not in made:
-            made[form] = scan_function(
-                f"scan2d_{len(made)}",
-                routes,
-                dt_rank=rank,
-                d_state=state,
-                log_A=log_A,
-                size=form[-1],
-                opset=OPSET,
-            )
-        y = _node(made[form].name, "size")(x, proj, dt_weight, dt_bias, A, D, _sides(size))
+        if native:
+            decay, codes = op.Neg(op.Exp(A)) if log_A else A, op.Constant(value_ints=list(routes))
+            scan = _node("scan2d", "size", "routes")
+            y = scan(x, proj, dt_weight, dt_bias, decay, D, _sides(size), codes)
+        else:
+            scan = _node(function(routes, dt_weight.shape[2], A.shape[2], log_A, size), "size")
+            y = scan(x, proj, dt_weight, dt_bias, A, D, _sides(size))
         return y, op.Reshape(y, op.Constant(value_ints=[1, -1]))  # nothing reads the carries
 
     return scan2d
-
-
-def _native_scan2d(
-    x: Any,
-    proj: Any,
-    dt_weight: Any,
-    dt_bias: Any,
-    A: Any,
-    D: Any,
-    routes: Any,
-    backend: Any,
-    size: Any = None,
-    log_A: Any = False,
-) -> Any:
-    """The operator as a node of src/onnxruntime.cpp."""
-    op: Any = onnxscript.opset20
-    decay = op.Neg(op.Exp(A)) if log_A else A
-    codes = op.Constant(value_ints=list(routes))
-    y = _node("scan2d", "size", "routes")(x, proj, dt_weight, dt_bias, decay, D, _sides(size), codes)
-    return y, op.Reshape(y, op.Constant(value_ints=[1, -1]))
 
 
 def _sides(size: Any) -> Any:

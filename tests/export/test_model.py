@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def test_the_report_lies_beside_it(dynamic):
     path, report = dynamic
     saved = json.loads((path.parent / "net.onnx.json").read_text())
     assert saved.items() >= json.loads(json.dumps(report)).items()
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
+def test_no_path_of_this_machine_travels(suffix, network, tmp_path):
+    """Files are published."""
+    if suffix == ".xml":
+        pytest.importorskip("openvino", reason="NOT TESTED: openvino is not installed")
+    path = tmp_path / f"net{suffix}"
+    ganglion.export_model(network, path, size=32)
+    content = path.read_bytes()
+    for folder in (Path(__file__).parents[2], Path(torch.__file__).parents[1], tmp_path):
+        assert os.fsencode(folder) not in content
 
 
 def test_a_program_that_needs_torch_alone(network, tmp_path):
